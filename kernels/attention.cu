@@ -1,0 +1,104 @@
+// kv_append: puts the rotated key and the value of each token into the cache
+// attention: z[t,h,:] = sum_j softmax_j(dot(q[t,h,:], k[j,:]) * scale) * v[j,:], over the visible j <= position[t]
+//
+//   q       (T,H*D) f32, row stride ldq: rotated queries; head h reads key-value head h / (H/G)
+//   k, v    (T,G*D) f32, row strides ldk, ldv
+//   keys    (tiles,G,D,128)  f32   the cache: a tile holds 128 positions; the keys of a tile stand transposed
+//   values  (tiles,G,128,W) f32    W = 32 C >= D, C the kernel's number; the columns from D on are zero
+//   position, tile0 (T,) i32       position of the token; first tile of its sequence
+//   z       (T,H*D) f32, row stride ldz
+//
+// Order, per tile of 128 keys counted from position 0:
+//   s[j]  lane i (of 32) takes dimensions i, i+32, ... with one fma each; tree 16, 8, 4, 2, 1; + (+0); one multiplication by scale
+//   m = max s;  p[j] = exp(s[j] - m);  l, o[d] in 4 chains, key mod 4, one addition or fma each; (0+2)+(1+3); + (+0)
+// Tiles are folded in order: M' = max(M,m), a = exp(M-M'), b = exp(m-M'), l = fma(b, l_tile, a*l), o alike; z = o / l.
+// Invisible keys are absent: a key with p = 0 adds nothing, and the last addition leaves no -0.
+// One item a head of a token.
+#include "lanes.cuh"
+#include "math.cuh"
+#include "ordered.cuh"
+
+#define TILE 128
+
+KERNEL(kv_append, float* keys, float* values, const float* k, const float* v, const i32* position, const i32* tile0,
+       const i32* T, int G, int D, int wide, int ldk, int ldv) {
+    FOR_ITEMS(item, (i64)*T * G) {
+        i64 t = item / G, g = item % G, tile = tile0[t] + position[t] / TILE;
+        int slot = position[t] % TILE;
+        float* kt = keys + (tile * G + g) * D * TILE + slot;
+        float* vt = values + ((tile * G + g) * TILE + slot) * wide;
+        FOR_LANES(d, D) {
+            kt[d * TILE] = k[t * ldk + g * D + d];
+            vt[d] = v[t * ldv + g * D + d];
+        }
+    }
+}
+
+// The tree over 32 lanes for 32 keys at once: a recursion, so that no lane ever has to move.
+template <int H> HD lanes scores(const float* q, const float* kt, int D, int i) {
+    if constexpr (H == 32) {
+        lanes acc = zero();
+        for (int d = i; d < D; d += 32) acc = fma(splat(q[d]), load(kt + d * TILE), acc);
+        return acc;
+    } else {
+        return add(scores<2 * H>(q, kt, D, i), scores<2 * H>(q, kt, D, i + H));
+    }
+}
+
+// C: the 32-wide chunks of a head.
+template <int C>
+HD void attend(float* z, const float* q, const float* keys, const float* values, i64 tile_keys, i64 tile_values,
+               int visible, int D, float scale) {
+    SCRATCH(float, p, TILE);
+    float M = from_bits(0xff800000u), l = 0.0f;
+    lanes o[C];
+    for (int c = 0; c < C; c++) o[c] = zero();
+    for (int begin = 0; begin < visible; begin += TILE, keys += tile_keys, values += tile_values) {
+        int count = visible - begin < TILE ? visible - begin : TILE;
+        for (int j = 0; j < count; j += 32)
+            store(p + j, mul(add(scores<1>(q, keys + j, D, 0), zero()), splat(scale)));
+        SYNC_LANES();
+        u32 top = 0;
+        FOR_LANES(j, count) { u32 u = ordered(p[j]); top = u > top ? u : top; }
+        float m = unordered(all_max(top));
+        FOR_LANES(j, count) p[j] = exponential(p[j] - m);
+        int quads = (count + 3) / 4 * 4;
+        if (LEADER) for (int j = count; j < quads; j++) p[j] = 0.0f;
+        SYNC_LANES();
+        float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (int j = 0; j < quads; j += 4)
+            for (int i = 0; i < 4; i++) chain[i] = chain[i] + p[j + i];
+        float l_tile = (chain[0] + chain[2]) + (chain[1] + chain[3]) + 0.0f;
+        float M_next = ordered(m) > ordered(M) ? m : M;
+        float a = exponential(M - M_next), b = exponential(m - M_next);
+        l = fma(b, l_tile, a * l);
+        for (int c = 0; c < C; c++) {
+            const float* v = values + 32 * c;
+            lanes x[4] = {zero(), zero(), zero(), zero()};
+            for (int j = 0; j < quads; j += 4)
+                for (int i = 0; i < 4; i++) x[i] = fma(splat(p[j + i]), load(v + (j + i) * 32 * C), x[i]);
+            lanes o_tile = add(add(add(x[0], x[2]), add(x[1], x[3])), zero());
+            o[c] = fma(splat(b), o_tile, mul(splat(a), o[c]));
+        }
+        M = M_next;
+        SYNC_LANES();
+    }
+    for (int c = 0; c < C; c++) store(z + 32 * c, div(o[c], splat(l)), D - 32 * c);
+}
+
+#define ATTENTION(C)                                                                                             \
+    KERNEL(attention_##C, float* z, const float* q, const float* keys, const float* values, const i32* position, \
+           const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldq, float scale) {                 \
+        i64 tile_keys = (i64)G * D * TILE, tile_values = (i64)G * TILE * 32 * C;                                 \
+        FOR_ITEMS(item, (i64)*T * H) {                                                                           \
+            i64 t = item / H, h = item % H, g = h / (H / G);                                                     \
+            attend<C>(z + t * ldz + h * D, q + t * ldq + h * D, keys + tile0[t] * tile_keys + g * D * TILE,      \
+                      values + tile0[t] * tile_values + g * TILE * 32 * C, tile_keys, tile_values,               \
+                      position[t] + 1, D, scale);                                                                \
+        }                                                                                                        \
+    }
+ATTENTION(1)
+ATTENTION(2)
+ATTENTION(3)
+ATTENTION(4)
+ATTENTION(8)

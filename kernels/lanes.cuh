@@ -1,0 +1,253 @@
+// lanes.cuh: the one file that knows the target. One kernel source, two targets, the same bits.
+//
+// CUDA: a kernel's work is cut into items and a warp takes one item at a time.
+// Host: a kernel's work is cut into items and a thread takes a contiguous share of them.
+//
+//   KERNEL(name, ...)       defines a kernel
+//   FOR_ITEMS(i, total)     the items that fall to this warp (CUDA) or thread (host)
+//   FOR_LANES(i, n)         i = 0..n-1, spread over the 32 threads of the warp (CUDA) or all of them (host);
+//                           for element-wise work and order-free (integer) reductions, finished by all_*()
+//   LEADER                  true in the one thread that writes an item's scalar
+//   SCRATCH(T, name, n)     n values private to the item, seen by all of its lanes after SYNC_LANES()
+//   lanes                   32 float32 accumulators: a register of each thread of a warp, or two 512-bit
+//                           (four 256-bit) registers of a core. For sums whose order the contract fixes
+//   sum(lanes)              tree a[i] += a[i+h] for h = 16, 8, 4, 2, 1; then + (+0), so never -0
+//
+// Floating point: every operation rounds once, to nearest even, subnormals kept; the flags forbid
+// contraction, so fma() happens where it is written and nowhere else. There is no float64 fma
+// (a machine without the instruction has none that is both exact and fast).
+#pragma once
+
+#ifdef __CUDACC_RTC__
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef int i32;
+typedef long long i64;
+#else
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int32_t i32;
+typedef int64_t i64;
+#endif
+struct bf16 { u16 bits; };  // storage types: widened exactly, never computed with
+struct f16 { u16 bits; };
+typedef float f32;
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define ON_CUDA 1
+
+#define HD static __device__ __forceinline__
+#define WARPS 4  // warps of one thread block
+#define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(32 * WARPS) name(__VA_ARGS__)
+#define LANE ((int)(threadIdx.x & 31))
+#define LEADER (LANE == 0)
+#define FOR_ITEMS(i, total)                                                             \
+    for (i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) >> 5, i##_end = (total); \
+         i < i##_end; i += ((i64)gridDim.x * blockDim.x) >> 5)
+#define FOR_LANES(i, n) for (int i = LANE; i < (n); i += 32)
+#define SCRATCH(T, name, n)                                 \
+    __shared__ __align__(16) unsigned char name##_shared[WARPS * (n) * sizeof(T)]; \
+    T* name = (T*)name##_shared + (threadIdx.x >> 5) * (n)
+#define SYNC_LANES() __syncwarp()
+
+HD u32 bits(float x) { return __float_as_uint(x); }
+HD float from_bits(u32 u) { return __uint_as_float(u); }
+HD u64 bits(double x) { return (u64)__double_as_longlong(x); }
+HD double from_bits(u64 u) { return __longlong_as_double((long long)u); }
+HD float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+HD float square_root(float x) { return __fsqrt_rn(x); }
+HD u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
+HD float widen(f16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+
+struct Share {};  // so that a body shared by several kernels can pass its share on
+__device__ const Share share{};
+struct lanes { float v; };  // a struct, so that a lane's value is never taken for a scalar
+HD lanes zero() { return {0.0f}; }
+HD lanes splat(float x) { return {x}; }
+HD lanes load(const float* p) { return {p[LANE]}; }
+HD lanes load(const bf16* p) { return {from_bits((u32)p[LANE].bits << 16)}; }
+HD lanes load(const f16* p) { return {widen(p[LANE])}; }
+HD void store(float* p, lanes a) { p[LANE] = a.v; }
+HD void store(float* p, lanes a, int n) { if (LANE < n) p[LANE] = a.v; }
+HD lanes fma(lanes a, lanes b, lanes c) { return {__fmaf_rn(a.v, b.v, c.v)}; }
+HD lanes add(lanes a, lanes b) { return {__fadd_rn(a.v, b.v)}; }
+HD lanes mul(lanes a, lanes b) { return {__fmul_rn(a.v, b.v)}; }
+HD lanes div(lanes a, lanes b) { return {__fdiv_rn(a.v, b.v)}; }
+HD lanes magnitude(lanes a) { return {from_bits(bits(a.v) & 0x7fffffffu)}; }
+HD float sum(lanes a) {
+    float t = a.v;
+    for (int h = 16; h > 0; h >>= 1) t = __fadd_rn(t, __shfl_xor_sync(~0u, t, h));
+    return __fadd_rn(t, 0.0f);
+}
+HD u64 all_sum(u64 x) {
+    for (int h = 16; h > 0; h >>= 1) x += __shfl_xor_sync(~0u, x, h);
+    return x;
+}
+HD u64 all_max(u64 x) {
+    for (int h = 16; h > 0; h >>= 1) { u64 y = __shfl_xor_sync(~0u, x, h); x = y > x ? y : x; }
+    return x;
+}
+HD u32 all_max(u32 x) {
+    for (int h = 16; h > 0; h >>= 1) { u32 y = __shfl_xor_sync(~0u, x, h); x = y > x ? y : x; }
+    return x;
+}
+
+#else  // host
+
+#define HD static inline __attribute__((always_inline))
+#define LEADER true
+struct Share { i32 index, count; };  // this thread, of so many
+#define FOR_ITEMS(i, total)                                                         \
+    for (i64 i##_all = (total), i = i##_all * share.index / share.count,            \
+             i##_end = i##_all * (share.index + 1) / share.count; i < i##_end; i++)
+#define FOR_LANES(i, n) for (int i = 0, i##_n = (n); i < i##_n; i++)
+#define SCRATCH(T, name, n) alignas(64) T name[n]
+#define SYNC_LANES()
+
+// A launch list holds a function and its arguments as 64-bit words; call() unpacks them.
+template <class T> HD T from_word(u64 word) { T value; memcpy(&value, &word, sizeof value); return value; }
+template <class... A, size_t... I>
+HD void call(void (*kernel)(Share, A...), Share share, const u64* words, std::index_sequence<I...>) {
+    kernel(share, from_word<A>(words[I])...);
+}
+template <class... A> HD void call(void (*kernel)(Share, A...), Share share, const u64* words) {
+    call(kernel, share, words, std::index_sequence_for<A...>{});
+}
+#define KERNEL(name, ...)                                                                      \
+    static void name(Share share, __VA_ARGS__);                                                \
+    extern "C" void launch_##name(Share share, const u64* words) { call(name, share, words); } \
+    static void name([[maybe_unused]] Share share, __VA_ARGS__)
+
+HD u32 bits(float x) { u32 u; memcpy(&u, &x, 4); return u; }
+HD float from_bits(u32 u) { float x; memcpy(&x, &u, 4); return x; }
+HD u64 bits(double x) { u64 u; memcpy(&u, &x, 8); return u; }
+HD double from_bits(u64 u) { double x; memcpy(&x, &u, 8); return x; }
+HD float square_root(float x) { return __builtin_sqrtf(x); }  // -fno-math-errno: the instruction
+HD u64 mul_high(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
+HD u64 all_sum(u64 x) { return x; }
+HD u64 all_max(u64 x) { return x; }
+HD u32 all_max(u32 x) { return x; }
+HD float widen(f16 x) {  // exact: a subnormal half is m * 2^-24
+    u32 sign = (u32)(x.bits & 0x8000) << 16, e = (x.bits >> 10) & 31, m = x.bits & 1023;
+    float small = (float)m * 0x1p-24f;
+    u32 big = ((e == 31 ? 255 : e + 112) << 23) | m << 13;
+    return from_bits(sign | (e ? big : bits(small)));
+}
+
+#if defined(__FMA__) || defined(__aarch64__)
+HD float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#else
+// Exact without the instruction: the product is exact in double; the sum is rounded to odd, so that
+// the second rounding, to float, is the only one that counts (Boldo & Melquiond 2008).
+HD float fma(float a, float b, float c) {
+    double p = (double)a * b, d = c, s = p + d;
+    double t = s - p, error = (p - (s - t)) + (d - t);
+    u64 u = bits(s);
+    bool odd = error == 0 || (u & 1) || (u & 0x7ff0000000000000ull) == 0x7ff0000000000000ull || error != error;
+    u64 away = u + 1, toward = u - 1;
+    return (float)from_bits(odd ? u : ((error > 0) == (s > 0) ? away : toward));
+}
+#endif
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+struct lanes { __m512 v[2]; };
+HD lanes splat(float x) { return {{_mm512_set1_ps(x), _mm512_set1_ps(x)}}; }
+HD lanes load(const float* p) { return {{_mm512_loadu_ps(p), _mm512_loadu_ps(p + 16)}}; }
+HD __m512 widen16(const bf16* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+HD __m512 widen16(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+template <class W> HD lanes load(const W* p) { return {{widen16(p), widen16(p + 16)}}; }
+HD void store(float* p, const lanes& a) { _mm512_storeu_ps(p, a.v[0]); _mm512_storeu_ps(p + 16, a.v[1]); }
+HD lanes fma(const lanes& a, const lanes& b, const lanes& c) {
+    return {{_mm512_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm512_fmadd_ps(a.v[1], b.v[1], c.v[1])}};
+}
+HD float sum(const lanes& a) {
+    __m512 t = _mm512_add_ps(a.v[0], a.v[1]);
+    __m256 u = _mm256_add_ps(_mm512_castps512_ps256(t), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(t), 1)));
+    __m128 w = _mm_add_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1));
+    w = _mm_add_ps(w, _mm_movehl_ps(w, w));
+    w = _mm_add_ss(w, _mm_movehdup_ps(w));
+    return _mm_cvtss_f32(w) + 0.0f;
+}
+#elif defined(__FMA__)
+#include <immintrin.h>
+struct lanes { __m256 v[4]; };
+HD lanes splat(float x) { __m256 s = _mm256_set1_ps(x); return {{s, s, s, s}}; }
+HD __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
+HD __m256 load8(const bf16* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+HD __m256 load8(const f16* p) {
+#ifdef __F16C__
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+    alignas(32) float t[8];
+    for (int i = 0; i < 8; i++) t[i] = widen(p[i]);
+    return _mm256_load_ps(t);
+#endif
+}
+template <class W> HD lanes load(const W* p) { return {{load8(p), load8(p + 8), load8(p + 16), load8(p + 24)}}; }
+HD void store(float* p, const lanes& a) { for (int i = 0; i < 4; i++) _mm256_storeu_ps(p + 8 * i, a.v[i]); }
+HD lanes fma(const lanes& a, const lanes& b, const lanes& c) {
+    return {{_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1]),
+             _mm256_fmadd_ps(a.v[2], b.v[2], c.v[2]), _mm256_fmadd_ps(a.v[3], b.v[3], c.v[3])}};
+}
+HD float sum(const lanes& a) {
+    __m256 u = _mm256_add_ps(_mm256_add_ps(a.v[0], a.v[2]), _mm256_add_ps(a.v[1], a.v[3]));
+    __m128 w = _mm_add_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1));
+    w = _mm_add_ps(w, _mm_movehl_ps(w, w));
+    w = _mm_add_ss(w, _mm_movehdup_ps(w));
+    return _mm_cvtss_f32(w) + 0.0f;
+}
+#else
+struct lanes { float v[32]; };
+HD float widen(float x) { return x; }
+HD float widen(bf16 x) { return from_bits((u32)x.bits << 16); }
+HD lanes splat(float x) { lanes a; for (int i = 0; i < 32; i++) a.v[i] = x; return a; }
+template <class W> HD lanes load(const W* p) { lanes a; for (int i = 0; i < 32; i++) a.v[i] = widen(p[i]); return a; }
+HD void store(float* p, const lanes& a) { memcpy(p, a.v, sizeof a.v); }
+HD lanes fma(const lanes& a, const lanes& b, const lanes& c) {
+    lanes d;
+    for (int i = 0; i < 32; i++) d.v[i] = fma(a.v[i], b.v[i], c.v[i]);
+    return d;
+}
+HD float sum(const lanes& a) {
+    float t[32];
+    memcpy(t, a.v, sizeof t);
+    for (int h = 16; h > 0; h >>= 1)
+        for (int i = 0; i < h; i++) t[i] += t[i + h];
+    return t[0] + 0.0f;
+}
+#endif
+
+constexpr int PARTS = sizeof(lanes) / sizeof(lanes::v[0]);
+HD lanes zero() { return splat(0.0f); }
+HD lanes add(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] + b.v[i]; return a; }
+HD lanes mul(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] * b.v[i]; return a; }
+HD lanes div(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] / b.v[i]; return a; }
+HD lanes magnitude(const lanes& a) {
+    float t[32];
+    store(t, a);
+    for (int i = 0; i < 32; i++) t[i] = from_bits(bits(t[i]) & 0x7fffffffu);
+    return load((const float*)t);
+}
+HD void store(float* p, const lanes& a, int n) {
+    float t[32];
+    store(t, a);
+    for (int i = 0; i < 32 && i < n; i++) p[i] = t[i];
+}
+#endif

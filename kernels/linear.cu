@@ -1,0 +1,116 @@
+// linear: y[t,n] = dot(w[n,:], x[t,:]) + bias[n]
+//
+//   w     (N,K) bf16, f16 or f32, row stride ldw, padded with zeros to a multiple of 32
+//   x     (T,K) f32, row stride ldx, padded with zeros
+//   bias  (N,)  f32, or null
+//   y     (T,N) f32, row stride ldy
+//
+// Order: lane i takes k = i, i+32, ... with one fma each, then the tree of lanes.cuh; the bias is added last.
+// Which rows and tokens are worked on together (ROWS, TOKENS below) cannot change a bit.
+#include "lanes.cuh"
+
+// R rows of w by S rows of x.
+template <int R, int S, class W>
+HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int K, const float* bias) {
+    lanes acc[R][S];
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+        for (int s = 0; s < S; s++) acc[r][s] = zero();
+    for (int k = 0; k < K; k += 32) {
+        lanes a[R];
+#pragma unroll
+        for (int r = 0; r < R; r++) a[r] = load(w + r * ldw + k);
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+            lanes b = load(x + s * ldx + k);
+#pragma unroll
+            for (int r = 0; r < R; r++) acc[r][s] = fma(a[r], b, acc[r][s]);
+        }
+    }
+#pragma unroll
+    for (int s = 0; s < S; s++)
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            float total = sum(acc[r][s]);
+            if (LEADER) y[s * ldy + r] = bias ? total + bias[r] : total;
+        }
+}
+
+#ifdef ON_CUDA
+
+#define ROWS 4
+#define TOKENS 4
+template <class W>
+HD void linear(Share, float* y, const W* w, const float* x, const float* bias, const i32* count, int N, int K, int ldy,
+               int ldw, int ldx) {
+    int T = *count, tiles = (T + TOKENS - 1) / TOKENS, panels = (N + ROWS - 1) / ROWS;
+    if (T == 1) {  // a row a warp keeps every load of w in flight
+        FOR_ITEMS(n, N) dots<1, 1>(y + n, ldy, w + n * ldw, ldw, x, ldx, K, bias ? bias + n : bias);
+        return;
+    }
+    FOR_ITEMS(item, (i64)tiles * panels) {
+        int n = (int)(item % panels) * ROWS, t = (int)(item / panels) * TOKENS;
+        if (n + ROWS <= N && t + TOKENS <= T)
+            dots<ROWS, TOKENS>(y + (i64)t * ldy + n, ldy, w + (i64)n * ldw, ldw, x + (i64)t * ldx, ldx, K, bias ? bias + n : bias);
+        else
+            for (int a = n; a < N && a < n + ROWS; a++)
+                for (int b = t; b < T && b < t + TOKENS; b++)
+                    dots<1, 1>(y + (i64)b * ldy + a, ldy, w + (i64)a * ldw, ldw, x + (i64)b * ldx, ldx, K, bias ? bias + a : bias);
+    }
+}
+
+#else
+
+#define ROWS 4
+#define TOKENS 3
+HD const float* widened(float*, const float* w, i64) { return w; }
+template <class W> HD const float* widened(float* to, const W* w, i64 count) {
+    for (i64 k = 0; k < count; k += 32) store(to + k, load(w + k));
+    return to;
+}
+
+// A panel of w is widened once and stays in the first-level cache while TOKENS_NEAR rows of x, which stay
+// in the second, pass over it.
+#define TOKENS_NEAR 96
+template <int R, class W>
+HD void panel(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int T, int K, const float* bias) {
+    int t = 0;
+    for (; t + TOKENS <= T; t += TOKENS) dots<R, TOKENS>(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, K, bias);
+    for (; t < T; t++) dots<R, 1>(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, K, bias);
+}
+
+template <class W>
+HD void linear(Share share, float* y, const W* w, const float* x, const float* bias, const i32* count, int N, int K,
+               int ldy, int ldw, int ldx) {
+    int T = *count, panels = (N + ROWS - 1) / ROWS;
+    bool widen_once = T >= 2 * TOKENS && sizeof(W) < 4;
+    float* wide = widen_once ? (float*)__builtin_alloca_with_align(sizeof(float) * ROWS * ldw, 512) : nullptr;
+    for (int t = 0; t < T; t += TOKENS_NEAR) {
+        int near = T - t < TOKENS_NEAR ? T - t : TOKENS_NEAR;
+        float* yt = y + (i64)t * ldy;
+        const float* xt = x + (i64)t * ldx;
+        FOR_ITEMS(item, panels) {
+            i64 n = item * ROWS;
+            const float* b = bias ? bias + n : bias;
+            if (n + ROWS > N)
+                for (; n < N; n++, b += b ? 1 : 0) panel<1>(yt + n, ldy, w + n * ldw, ldw, xt, ldx, near, K, b);
+            else if (widen_once)
+                panel<ROWS>(yt + n, ldy, widened(wide, w + n * ldw, ROWS * (i64)ldw), ldw, xt, ldx, near, K, b);
+            else
+                panel<ROWS>(yt + n, ldy, w + n * ldw, ldw, xt, ldx, near, K, b);
+        }
+    }
+}
+
+#endif
+
+#define LINEAR(W)                                                                                            \
+    KERNEL(linear_##W, float* y, const W* w, const float* x, const float* bias, const i32* T, int N, int K, \
+           int ldy, int ldw, int ldx) {                                                                     \
+        linear(share, y, w, x, bias, T, N, K, ldy, ldw, ldx);                                               \
+    }
+
+LINEAR(bf16)
+LINEAR(f16)
+LINEAR(f32)
