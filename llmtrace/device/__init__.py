@@ -1,0 +1,1 @@
+"""Devices: compile, allocate, launch, capture. Hides compilers, ctypes and CuPy."""

@@ -1,0 +1,105 @@
+"""The CPU: the kernels through the host compiler, run by one call a step on a pool of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+from llmtrace.device.compile import FLAGS, compiler, host_library
+from llmtrace.device.device import Array, Device, Launch, Step
+from llmtrace.errors import Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (("kernel", ctypes.c_void_p), ("words", ctypes.c_void_p))
+
+
+class CpuDevice(Device):
+    """Owns the loaded library and the pool of threads."""
+
+    name = "cpu"
+
+    def __init__(
+        self, kernels: Path, cache: Path, *, threads: int = 0, cxx: str = "", cpu: str = "native",
+        flags: Sequence[str] = FLAGS, announce: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        path = host_library(kernels, cache, cxx=cxx, cpu=cpu, flags=flags, announce=announce)
+        try:
+            self.library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise Trouble(f"cannot load '{path}': {error}", "delete it, or set LLMTRACE_CPU=x86-64-v2") from None
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.library.pool_open.restype = ctypes.c_void_p
+        self.pool = ctypes.c_void_p(self.library.pool_open(self.threads))
+        self._build = f"{compiler(cxx)[0]} {cpu}"
+
+    def __del__(self) -> None:
+        if getattr(self, "pool", None):
+            self.library.pool_close(self.pool)
+            self.pool = None
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        import numpy as np
+
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = np.zeros(size + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start : start + size].view(dtype).reshape(shape)
+
+    def upload(self, host: np.ndarray) -> Array:
+        array = self.zeros(host.shape, host.dtype.str)
+        array[...] = host
+        return array
+
+    def write(self, array: Array, host: np.ndarray) -> None:
+        array[: len(host)] = host
+
+    def download(self, array: Array) -> np.ndarray:
+        copy: np.ndarray = array.copy()
+        return copy
+
+    def address(self, array: Array) -> int:
+        return int(array.ctypes.data)
+
+    def capture(self, launches: Sequence[Launch]) -> Step:
+        return _CpuStep(self, launches)
+
+    def describe(self) -> dict[str, str]:
+        return {"device": "cpu", "machine": platform.machine(), "compiler": self._build}
+
+
+class _CpuStep(Step):
+    def __init__(self, device: CpuDevice, launches: Sequence[Launch]) -> None:
+        self._device = device
+        self._words = [(ctypes.c_uint64 * len(launch.args))(*map(_word, launch.args)) for launch in launches]
+        self._keep = [launch.args for launch in launches]  # the arrays must outlive the step
+        self._list = (_Launch * len(launches))(
+            *(
+                _Launch(ctypes.cast(getattr(device.library, "launch_" + launch.kernel), ctypes.c_void_p), ctypes.addressof(words))
+                for launch, words in zip(launches, self._words, strict=True)
+            )
+        )
+
+    def run(self) -> None:
+        self._device.library.pool_run(self._device.pool, self._list, len(self._list))
+
+
+def _word(value: Any) -> int:
+    """Packs an argument into the 64-bit word that ``call()`` of lanes.cuh unpacks."""
+    import numpy as np
+
+    if value is None:
+        return 0
+    if isinstance(value, np.float32):
+        return int(value.view(np.uint32))
+    if isinstance(value, int):
+        return value & 0xFFFFFFFF
+    return int(value.ctypes.data)

@@ -1,0 +1,99 @@
+"""What every device offers: memory, launches, and steps that are captured once and run often."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmtrace.errors import Misuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+Array = Any
+"""An array of the device: numpy's on a CPU, CuPy's on a GPU."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel of ``kernels/``, in the order of its parameters.
+
+    An argument is an array (its address is passed), an int (i32), a ``np.float32`` (f32)
+    or None (a null address). ``items`` is the most items that the kernel can meet; it sizes
+    the grid of a GPU and has no influence on any bit.
+    """
+
+    kernel: str
+    args: tuple[Any, ...]
+    items: int
+
+
+class Step(ABC):
+    """A captured list of launches. Sizes and positions are read from memory at each run."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Runs all launches in order and returns when their results can be read."""
+
+
+class Device(ABC):
+    """One place to compute. Its results are the same bits as every other device's."""
+
+    name: str
+
+    @abstractmethod
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """Makes an array of zeros, aligned to 64 bytes."""
+
+    @abstractmethod
+    def upload(self, host: np.ndarray) -> Array:
+        """Copies to the device."""
+
+    @abstractmethod
+    def write(self, array: Array, host: np.ndarray) -> None:
+        """Copies onto the first elements of a device array of the same dtype and row shape."""
+
+    @abstractmethod
+    def download(self, array: Array) -> np.ndarray:
+        """Copies from the device."""
+
+    @abstractmethod
+    def address(self, array: Array) -> int:
+        """Gives the address of the first element, for kernels that read tables of addresses."""
+
+    @abstractmethod
+    def capture(self, launches: Sequence[Launch]) -> Step:
+        """Prepares launches to be run many times."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """Gives names and versions of hardware, driver and compiler, for the attested section."""
+
+
+def open_device(
+    name: str, *, kernels: Path, cache: Path, threads: int = 0, cxx: str = "", cpu: str = "native",
+    announce: Callable[[str], None] = lambda _: None,
+) -> Device:
+    """Opens ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    ``auto`` takes a GPU where there is a usable one. ``cxx`` is the user's compiler or "",
+    ``cpu`` the host build (native, x86-64-v3, x86-64-v2), ``threads`` 0 for all cores;
+    ``announce`` is told before a compilation starts.
+
+    Raises Misuse for a name of another form and Trouble or Inconclusive where the device cannot be had.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in {"auto", "cpu", "cuda"} or (index and (kind != "cuda" or not index.isdecimal())):
+        raise Misuse(f"no device '{name}'", "use -d auto, cpu, cuda or cuda:N")
+    if kind != "cpu":
+        from llmtrace.device import cuda
+
+        if kind == "cuda" or cuda.is_available():
+            return cuda.CudaDevice(kernels, cache, int(index or 0))
+    from llmtrace.device.cpu import CpuDevice
+
+    return CpuDevice(kernels, cache, threads=threads, cxx=cxx, cpu=cpu, announce=announce)
