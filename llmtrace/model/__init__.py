@@ -1,0 +1,1 @@
+"""Checkpoints: their files, identity, architecture, tokenizer and names."""
