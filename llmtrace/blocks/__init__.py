@@ -1,0 +1,1 @@
+"""Basic blocks and the plan that runs them."""

@@ -1,0 +1,95 @@
+"""Places a checkpoint's tensors on a device, packed as the kernels want them.
+
+Packing only stacks and pads: every value keeps its storage type, except that vectors
+(gains, biases) and stacks of unequal types are widened to float32, which is exact.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llmtrace.blocks.block import Matrix, Vector
+    from llmtrace.device.device import Array, Device
+    from llmtrace.model.checkpoint import Checkpoint, Tensor
+
+KERNEL_SUFFIX = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+
+
+class Weights:
+    """Packed weights, each placed once and shared by all steps."""
+
+    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
+        self._checkpoint = checkpoint
+        self._device = device
+        self._placed: dict[Matrix | Vector, Array] = {}
+
+    def matrix(self, matrix: Matrix) -> Array:
+        """Gives (N, K') as stored: K padded with zeros to a multiple of 32."""
+        if matrix not in self._placed:
+            parts = self._parts(matrix.tensors)
+            if len({part.dtype for part in parts}) == 1:
+                arrays = [part.array() for part in parts]
+            else:
+                arrays = [widen(part) for part in parts]
+            self._placed[matrix] = self._place(arrays)
+        return self._placed[matrix]
+
+    def suffix(self, matrix: Matrix) -> str:
+        """Gives the ending of the names of the kernels that read this storage type."""
+        kinds = {part.dtype for part in self._parts(matrix.tensors)}
+        return KERNEL_SUFFIX[kinds.pop()] if len(kinds) == 1 else "f32"
+
+    def vector(self, vector: Vector) -> Array:
+        """Gives (C',) f32: joined, padded with zeros to a multiple of 32."""
+        import numpy as np
+
+        if vector not in self._placed:
+            joined = np.concatenate([widen(part) for part in self._parts(vector.tensors)])
+            self._placed[vector] = self._place([joined.reshape(1, -1)]).reshape(-1)
+        return self._placed[vector]
+
+    def _parts(self, names: tuple[str, ...]) -> list[Tensor]:
+        return [self._checkpoint.tensors[name] for name in names]
+
+    def _place(self, arrays: list[np.ndarray]) -> Array:
+        rows, width = sum(len(a) for a in arrays), arrays[0].shape[1]
+        placed = self._device.zeros((rows, padded(width)), arrays[0].dtype.str)
+        begin = 0
+        for array in arrays:
+            self._device.write(placed[begin : begin + len(array), :width], array)
+            begin += len(array)
+        return placed
+
+
+def padded(width: int) -> int:
+    """Rounds a row's width up to whole lanes."""
+    return -(-width // 32) * 32
+
+
+def widen(tensor: Tensor) -> np.ndarray:
+    """Gives the values as float32, exactly."""
+    import numpy as np
+
+    stored = tensor.array()
+    if tensor.dtype == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    if tensor.dtype == "F16":
+        return stored.view(np.float16).astype(np.float32)
+    return stored.view(np.float32)
+
+
+def first_flaw(checkpoint: Checkpoint) -> str | None:
+    """Names the first tensor that holds a NaN or an infinity."""
+    import numpy as np
+
+    for name, tensor in checkpoint.tensors.items():
+        rows = tensor.array().reshape(-1)
+        mask, kind = {"BF16": (0x7F80, np.uint16), "F16": (0x7C00, np.uint16), "F32": (0x7F800000, np.uint32)}[tensor.dtype]
+        for begin in range(0, len(rows), 1 << 24):
+            bits = rows[begin : begin + (1 << 24)].view(kind)
+            if ((bits & mask) == mask).any():
+                return name
+    return None

@@ -1,0 +1,60 @@
+"""What a run is asked to do, exactly as the record's ``trace`` section holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TOP_P_ALL = 1 << 32
+"""Top-p is a fraction of 2^32, so that its bits are beyond doubt."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn (``kernels/sample.cu``); the default is the most likely token."""
+
+    temperature: np.float32 | float = 0.0
+    """0: the most likely token. Held as the float32 nearest to the number asked for."""
+    top_k: int = 0
+    """0: all tokens."""
+    top_p: int = TOP_P_ALL
+    seed: int = 0
+    """0 to 2^64 - 1."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and its limits; with ``forced`` the run is replayed, not generated.
+
+    Ids are in [0, vocabulary). ``stop``: tokens that end the run; the one that did is the last
+    of the output. ``forced``: the output to be fed whatever the sampler says.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    stop: tuple[int, ...] = ()
+    forced: tuple[int, ...] | None = None
+
+    @property
+    def positions(self) -> int:
+        """The most positions that are fed: the last token never is."""
+        return len(self.prompt) + (self.max_tokens if self.forced is None else len(self.forced)) - 1
+
+    @property
+    def run_limit(self) -> int:
+        """Prompt plus max tokens: what length-dependent rope scalings go by."""
+        return len(self.prompt) + self.max_tokens
+
+
+def finish(output: list[int], request: Request) -> tuple[list[int], str]:
+    """Cuts the output where the run ends, and says why: ``stop``, ``length`` or "" (not at an end)."""
+    for count, token in enumerate(output, 1):
+        if token in request.stop:
+            return output[:count], "stop"
+        if count == request.max_tokens:
+            return output[:count], "length"
+    return output, ""

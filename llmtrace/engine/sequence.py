@@ -1,0 +1,82 @@
+"""One request on its way through the steps, and the trace that is left at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmtrace.engine.request import Request, finish
+from llmtrace.probes.commitment import Commitment, commit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llmtrace.blocks.plan import Plan
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All that one run computed, as far as a record can hold it.
+
+    T fed positions, G output tokens, P points, L layers. ``records`` (T, L, 32) u32, or
+    (0, L, 32) with probes off; ``kept`` maps point names to (T or G, width) f32.
+    """
+
+    request: Request
+    output: tuple[int, ...]
+    finish_reason: str
+    logprobs: np.ndarray
+    commitment: Commitment
+    records: np.ndarray
+    kept: dict[str, np.ndarray]
+
+
+@dataclass
+class Sequence:
+    """Tokens known so far, how many of them were fed, and the pieces of the trace."""
+
+    index: int
+    request: Request
+    tile0: int
+    known: list[int]
+    probe_seed: int
+    fed: int = 0
+    drawn: list[int] = field(default_factory=list)
+    logprobs: list[np.ndarray] = field(default_factory=list)
+    digests: list[np.ndarray] = field(default_factory=list)
+    pick_digests: list[np.ndarray] = field(default_factory=list)
+    records: list[np.ndarray] = field(default_factory=list)
+    kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        """How many tokens wait to be fed."""
+        last_is_never_fed = 1 if self.request.forced is not None else 0
+        return len(self.known) - last_is_never_fed - self.fed
+
+    def picks(self, count: int) -> int:
+        """How many of the next ``count`` tokens ask for logits: those from the prompt's last on."""
+        return max(0, self.fed + count - max(self.fed, len(self.request.prompt) - 1))
+
+    def draw(self, tokens: list[int]) -> bool:
+        """Takes what the sampler chose; says whether the run is at its end."""
+        self.drawn += tokens
+        if self.request.forced is not None:
+            return len(self.drawn) == len(self.request.forced)
+        self.known += tokens
+        return bool(tokens) and finish(self.drawn, self.request)[1] != ""
+
+    def trace(self, plan: Plan) -> Trace:
+        """Joins the pieces."""
+        import numpy as np
+
+        output, reason = finish(self.drawn, self.request)
+        return Trace(
+            request=self.request,
+            output=tuple(output),
+            finish_reason=reason,
+            logprobs=np.concatenate(self.logprobs),
+            commitment=commit(np.concatenate(self.digests), np.concatenate(self.pick_digests)),
+            records=np.concatenate(self.records) if self.records else plan.no_records(),
+            kept={name: np.concatenate(pieces) for name, pieces in self.kept.items()},
+        )

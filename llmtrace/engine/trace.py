@@ -1,0 +1,249 @@
+"""The one path from requests to traces: prefill, decode, batches and replay alike.
+
+Every step feeds some tokens of some sequences. Which ones has no influence on any bit, so the
+schedule is free: sequences that decode go first, prompts fill what room is left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmtrace.blocks.plan import TILE, Limits, Plan
+from llmtrace.blocks.weights import Weights, first_flaw
+from llmtrace.engine.sequence import Sequence, Trace
+from llmtrace.errors import Misuse, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import numpy as np
+
+    from llmtrace.device.device import Device
+    from llmtrace.engine.request import Request
+    from llmtrace.model.architecture import Architecture
+    from llmtrace.model.checkpoint import Checkpoint
+
+CHUNK = 256
+"""Prompt tokens of one sequence in a step, unless asked otherwise."""
+CONCURRENT = 16
+"""Sequences that run at the same time."""
+LOGITS_BYTES = 64 << 20
+"""Most memory for the logits of one step."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One more token of the output of request ``index``."""
+
+    index: int
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """The trace of request ``index``, at its end."""
+
+    index: int
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint with its weights on a device; makes plans of the size that requests need."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    device: Device
+    weights: Weights
+    id: str
+
+    @classmethod
+    def place(cls, checkpoint: Checkpoint, architecture: Architecture, device: Device, model_id: str) -> Model:
+        """Puts the weights on the device."""
+        return cls(checkpoint, architecture, device, Weights(checkpoint, device), model_id)
+
+    def plan(
+        self, requests: Iterable[Request], *, chunk: int = CHUNK, probes: bool = True, keep: Iterable[str] = ()
+    ) -> Plan:
+        """Makes a plan with room for the requests, the largest ones at the same time."""
+        sizes = sorted((_tiles(r) for r in requests), reverse=True)
+        most = max(self.checked(requests), default=1)
+        together = min(len(sizes), CONCURRENT)
+        rows = max(min(chunk, most), together)
+        picks = max(together, min(rows, LOGITS_BYTES // (4 * self.architecture.vocab_size)))
+        limits = Limits(rows, picks, sum(sizes[:together]), together)
+        return Plan(
+            self.checkpoint, self.architecture, self.device, self.weights, limits, probes=probes, keep=tuple(keep)
+        )
+
+    def checked(self, requests: Iterable[Request]) -> Iterator[int]:
+        """Gives the positions of each request; raises Misuse where one does not fit the model."""
+        vocabulary, context = self.architecture.vocab_size, self.architecture.context_length
+        for request in requests:
+            if not request.prompt:
+                raise Misuse("the prompt has no tokens", "give at least one token")
+            if request.max_tokens < 1:
+                raise Misuse(f"max tokens is '{request.max_tokens}'", "ask for at least one token")
+            for token in (*request.prompt, *(request.forced or ()), *request.stop):
+                if not 0 <= token < vocabulary:
+                    raise Misuse(f"no token '{token}' in a vocabulary of {vocabulary}")
+            if request.positions > context:
+                raise Misuse(
+                    f"prompt and output need {request.positions} positions, the model's context has {context}",
+                    "shorten the prompt or ask for fewer tokens with -n",
+                )
+            yield request.positions
+
+
+def _tiles(request: Request) -> int:
+    return -(-request.positions // TILE)
+
+
+def trace(model: Model, plan: Plan, requests: list[Request], *, chunk: int = CHUNK) -> Iterator[Token | Done]:
+    """Runs the requests, yielding tokens as they come and each trace when its run ends.
+
+    Raises Trouble where a value is not finite: the run ends there and nothing is recorded.
+    """
+    waiting = deque(enumerate(requests))
+    free = _Tiles(plan.limits.tiles)
+    tables = list(range(plan.limits.tables))
+    active: list[Sequence] = []
+    table_of: dict[int, int] = {}
+    while waiting or active:
+        while waiting and tables and (tile0 := free.take(_tiles(waiting[0][1]))) is not None:
+            index, request = waiting.popleft()
+            known = [*request.prompt, *(request.forced or ())]
+            active.append(Sequence(index, request, tile0, known, _probe_seed(model.id, request.prompt)))
+            table_of[index] = tables.pop()
+            a = model.architecture
+            plan.set_table(
+                table_of[index], a.inverse_frequencies(request.run_limit), a.rope_attention_factor(request.run_limit)
+            )
+        share = _schedule(active, plan.limits, chunk)
+        plan.step(_feed(share, table_of))
+        for sequence, ended, drawn, logprobs in _collect(plan, share):
+            if sequence.request.forced is None:
+                for token, logprob in zip(drawn, logprobs, strict=True):
+                    yield Token(sequence.index, token, float(logprob))
+            if ended:
+                active.remove(sequence)
+                free.give(sequence.tile0, _tiles(sequence.request))
+                tables.append(table_of.pop(sequence.index))
+                yield Done(sequence.index, sequence.trace(plan))
+
+
+def _schedule(active: list[Sequence], limits: Limits, chunk: int) -> list[tuple[Sequence, int]]:
+    """Says how many tokens of which sequences the next step feeds."""
+    rows, picks = limits.rows, limits.picks
+    share = []
+    for sequence in sorted(active, key=lambda s: s.pending):
+        count = min(sequence.pending, chunk, rows)
+        while sequence.picks(count) > picks:
+            count -= sequence.picks(count) - picks
+        if count > 0:
+            share.append((sequence, count))
+            rows -= count
+            picks -= sequence.picks(count)
+    return share
+
+
+def _feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    rows: dict[str, list[int]] = {name: [] for name in ("token", "position", "tile0", "table", "probe_seed")}
+    picks: dict[str, list[float]] = {name: [] for name in ("pick", "temperature", "top_k", "top_p", "seed")}
+    for sequence, count in share:
+        begin, at = sequence.fed, len(rows["token"])
+        rows["token"] += sequence.known[begin : begin + count]
+        rows["position"] += range(begin, begin + count)
+        rows["tile0"] += [sequence.tile0] * count
+        rows["table"] += [table_of[sequence.index]] * count
+        rows["probe_seed"] += [sequence.probe_seed] * count
+        wanted, s = sequence.picks(count), sequence.request.sampling
+        picks["pick"] += range(at + count - wanted, at + count)
+        for name, value in (("temperature", s.temperature), ("top_k", s.top_k), ("top_p", s.top_p), ("seed", s.seed)):
+            picks[name] += [value] * wanted
+    kinds = {"probe_seed": np.uint64, "temperature": np.float32, "top_p": np.uint64, "seed": np.uint64}
+    return {name: np.array(values, kinds.get(name, np.int32)) for name, values in (rows | picks).items()}
+
+
+def _collect(plan: Plan, share: list[tuple[Sequence, int]]) -> Iterator[tuple[Sequence, bool, list[int], np.ndarray]]:
+    """Hands the results of a step to the sequences."""
+    rows, wanted = sum(count for _, count in share), sum(s.picks(count) for s, count in share)
+    outer = sum(p.which == "picked" for p in plan.points)
+    inner = len(plan.points) - outer
+    flaws = plan.device.download(plan.flaws[:rows])
+    flaws[wanted:, inner:] = 0
+    digests = plan.device.download(plan.digests[:rows])
+    records = plan.device.download(plan.records[:rows])
+    kept = {name: plan.device.download(array[:rows]) for name, array in plan.kept.items()}
+    picked = {p.name for p in plan.points if p.which == "picked"}
+    tokens, logprobs = plan.tokens(wanted)
+    row = pick = 0
+    for sequence, count in share:
+        picks = sequence.picks(count)
+        here, there = slice(row, row + count), slice(pick, pick + picks)
+        _refuse_flaws(plan, sequence, flaws[here, :inner], flaws[there, inner:], count - picks)
+        sequence.digests.append(digests[here, :inner])
+        sequence.pick_digests.append(digests[there, inner:])
+        if plan.probes:
+            sequence.records.append(records[here])
+        for name, values in kept.items():
+            sequence.kept.setdefault(name, []).append(values[there if name in picked else here])
+        sequence.logprobs.append(logprobs[there])
+        sequence.fed += count
+        row, pick = row + count, pick + picks
+        drawn = tokens[there].tolist()
+        yield sequence, sequence.draw(drawn), drawn, logprobs[there]
+
+
+def _refuse_flaws(plan: Plan, sequence: Sequence, fed: np.ndarray, picked: np.ndarray, first_pick: int) -> None:
+    if not (fed.any() or picked.any()):
+        return
+    import numpy as np
+
+    found = [(int(t), int(p)) for t, p in np.argwhere(fed)]
+    found += [(int(t) + first_pick, int(p) + fed.shape[1]) for t, p in np.argwhere(picked)]
+    position, point = min(found)
+    tensor = first_flaw(plan.checkpoint)
+    raise Trouble(
+        f"value at '{plan.points[point].name}', position {sequence.fed + position}, is not finite",
+        f"tensor '{tensor}' of '{plan.checkpoint.path}' holds NaN or infinity"
+        if tensor
+        else "the weights are finite: this prompt makes the model overflow",
+    )
+
+
+def _probe_seed(model_id: str, prompt: tuple[int, ...]) -> int:
+    # Fixed before the run, so that nobody chooses where the samples fall.
+    from blake3 import blake3
+
+    text = f"llmtrace probe {model_id} " + " ".join(map(str, prompt))
+    return int.from_bytes(blake3(text.encode()).digest(8), "little")
+
+
+class _Tiles:
+    """Free tiles of the KV cache, as ranges: a sequence takes neighbours."""
+
+    def __init__(self, count: int) -> None:
+        self._free = [(0, count)]
+
+    def take(self, count: int) -> int | None:
+        for i, (begin, end) in enumerate(self._free):
+            if end - begin >= count:
+                self._free[i : i + 1] = [(begin + count, end)] if end - begin > count else []
+                return begin
+        return None
+
+    def give(self, begin: int, count: int) -> None:
+        self._free = sorted([*self._free, (begin, begin + count)])
+        joined = self._free[:1]
+        for start, end in self._free[1:]:
+            if start == joined[-1][1]:
+                joined[-1] = (joined[-1][0], end)
+            else:
+                joined.append((start, end))
+        self._free = joined

@@ -1,0 +1,39 @@
+"""Runs requests on the real kernels, for tests."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtrace.device.compile import FLAGS, kernels_folder
+from llmtrace.device.cpu import CpuDevice
+from llmtrace.engine.trace import Done, Model, trace
+from llmtrace.model.architecture import Architecture
+from llmtrace.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from llmtrace.engine.request import Request
+    from llmtrace.engine.sequence import Trace
+
+CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace"
+
+
+@functools.cache
+def device(*, threads: int = 2, cxx: str = "", cpu: str = "native", optimise: str = "-O3") -> CpuDevice:
+    flags = (optimise, *FLAGS[1:])
+    return CpuDevice(kernels_folder(), CACHE, threads=threads, cxx=cxx, cpu=cpu, flags=flags)
+
+
+def load(folder: Path, on: CpuDevice | None = None, model_id: str = "test") -> Model:
+    checkpoint = Checkpoint.open(folder)
+    architecture = Architecture.of(checkpoint)
+    architecture.check(checkpoint)
+    return Model.place(checkpoint, architecture, on or device(), model_id)
+
+
+def run(model: Model, requests: list[Request], *, chunk: int = 256, **options: Any) -> list[Trace]:
+    plan = model.plan(requests, chunk=chunk, **options)
+    done = {event.index: event.trace for event in trace(model, plan, requests, chunk=chunk) if isinstance(event, Done)}
+    return [done[i] for i in range(len(requests))]
