@@ -1,0 +1,152 @@
+"""The keys of a node: the one in force, the next, and what was signed last.
+
+One folder a node, outside the store, so that a copied store has no key. A signature is
+given only for the record that the memory names, and the memory only moves forward: a
+second digest for one seq is never signed, whatever becomes of the store.
+
+    key  next   private keys in OpenSSH format, mode 0600
+    after       the key after next, while a rotation is under way
+    last        canonical JSON: seq, digest and tree of the record signed last
+    lock        held by the one writer of the chain
+"""
+
+import contextlib
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmtrace.errors import Trouble
+from llmtrace.store import canonical, durable, sshsig
+from llmtrace.store.record import node_name
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+class Last(NamedTuple):
+    """The record that a key signed last: its place, the digest of record.json, its git tree."""
+
+    seq: int
+    record: str
+    tree: str
+
+
+class Keys:
+    """The keys of one node. Reading and signing need ``lock``."""
+
+    def __init__(self, folder: Path, node: str) -> None:
+        self._folder = folder / node
+        self.node = node
+        if not (self._folder / "key").is_file():
+            raise Trouble(
+                f"no key of {node_name(node)} in '{folder}'",
+                "to write your own: 'llmtrace init --store DIR'",
+            )
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        node: str,
+        pair: tuple["Ed25519PrivateKey", "Ed25519PrivateKey"],
+        last: Last,
+    ) -> "Keys":
+        """Stores the first two keys of a new node, whole or not at all."""
+        new = folder / f".{node}.new"
+        with durable.troubled("write", folder / node):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(mode=0o700)
+            for name, key in zip(("key", "next"), pair, strict=True):
+                durable.write_file(new / name, _private_text(key))
+            durable.write_file(new / "last", canonical.encode(last._asdict()))
+        durable.rename(new, folder / node)
+        return cls(folder, node)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Makes the caller the one writer of the chain; others wait."""
+        with durable.lock(self._folder / "lock"):
+            yield
+
+    @property
+    def last(self) -> Last:
+        """The record signed last, or about to be; raises Trouble if that is not known."""
+        path = self._folder / "last"
+        with durable.troubled("read", path):
+            data = path.read_bytes()
+        try:
+            value = canonical.decode(data)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or set(value) != set(Last._fields):
+            raise Trouble(f"'{path}' does not say what was signed last")
+        return Last(int(value["seq"]), str(value["record"]), str(value["tree"]))
+
+    def promise(self, following: Last) -> None:
+        """Remembers, durably, the record that will be signed next."""
+        last = self.last
+        if following.seq != last.seq + 1:
+            raise Trouble(f"record {following.seq} cannot be signed after record {last.seq}")
+        durable.write_file(self._folder / "last", canonical.encode(following._asdict()))
+
+    def sign(self, last: Last, payload: bytes) -> str:
+        """The signature of the commit of the record that the memory names, and of no other."""
+        if self.last != last:
+            raise Trouble(f"another record {last.seq} was signed already")
+        return sshsig.sign(payload, self._load("key"))
+
+    def public_key(self) -> bytes:
+        """The key in force, raw 32 bytes."""
+        return self._load("key").public_key().public_bytes_raw()
+
+    def begin_rotation(self) -> tuple[bytes, bytes]:
+        """Makes the key after next; gives the public halves of next and of that one."""
+        after = generate()
+        durable.write_file(self._folder / "after", _private_text(after))
+        following = self._load("next").public_key().public_bytes_raw()
+        return following, after.public_key().public_bytes_raw()
+
+    def end_rotation(self, public_key: bytes) -> None:
+        """Puts the key in force that the chain's newest record, a rotation, announces.
+
+        May be called again after a crash at any point, and changes nothing then.
+        """
+        if self.public_key() != public_key:
+            if self._load("next").public_key().public_bytes_raw() != public_key:
+                raise Trouble(f"the key of {node_name(self.node)} is not the one in force")
+            durable.rename(self._folder / "next", self._folder / "key")
+        if not (self._folder / "next").exists():
+            durable.rename(self._folder / "after", self._folder / "next")
+
+    def _load(self, name: str) -> "Ed25519PrivateKey":
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+        path = self._folder / name
+        with durable.troubled("read", path):
+            if stat.S_IMODE(path.stat().st_mode) & 0o077:
+                raise Trouble(f"others can read the key '{path}'", f"chmod 600 {path}")
+            data = path.read_bytes()
+        try:
+            key = load_ssh_private_key(data, password=None)
+        except (ValueError, TypeError) as error:
+            raise Trouble(f"'{path}' is no private key") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise Trouble(f"'{path}' is no Ed25519 key")
+        return key
+
+
+def generate() -> "Ed25519PrivateKey":
+    """A new key, from the system's random numbers."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.generate()
+
+
+def _private_text(key: "Ed25519PrivateKey") -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())

@@ -1,0 +1,216 @@
+"""A bare git repository as objects and branches: the only file that knows pygit2.
+
+Sizes are looked at before contents are read, and nothing of a repository is executed or
+followed. What is written is on the disk before the call returns.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmtrace.errors import Trouble
+from llmtrace.store import durable
+from llmtrace.store.loose import Batch
+
+if TYPE_CHECKING:
+    import pygit2
+
+_CONFIG = """\
+[core]
+\trepositoryformatversion = 0
+\tfilemode = true
+\tbare = true
+\tlogAllRefUpdates = false
+\tfsync = all
+[gc]
+\tauto = 0
+\tpruneExpire = never
+[maintenance]
+\tauto = false
+[receive]
+\tdenyNonFastForwards = true
+\tdenyDeletes = true
+[transfer]
+\tfsckObjects = true
+"""
+_HEAD = "refs/heads/main"  # of a store without a node of its own
+_STALE = 1.0  # seconds after which a ref's lock file belongs to a dead process
+_KINDS = ("", "commit", "tree", "blob", "tag")  # by git's numbers
+_COMMIT = 1
+_ID = re.compile(r"[0-9a-f]{40}")
+
+
+class Objects:
+    """The objects and branches of one bare repository (SHA-1, files)."""
+
+    def __init__(self, path: Path, repository: "pygit2.Repository") -> None:
+        self.path = path
+        self._repository = repository
+        self._odb = repository.odb
+
+    @classmethod
+    def open(cls, path: Path) -> "Objects":
+        """Opens a bare repository; raises Trouble if there is none."""
+        import pygit2
+        from pygit2.enums import RepositoryOpenFlag as Flag
+
+        if not (path / "HEAD").is_file():
+            raise Trouble(f"no store at '{path}'", f"make one with 'llmtrace init --store {path}'")
+        _close_off()
+        try:
+            return cls(path, pygit2.Repository(str(path), Flag.NO_SEARCH | Flag.BARE))
+        except (pygit2.GitError, OSError) as error:
+            raise Trouble(f"cannot open the store '{path}': {_why(error)}") from error
+
+    @staticmethod
+    def create(path: Path) -> None:
+        """Makes an empty repository, whole or not at all; one that is there stays as it is."""
+        new = path.with_name(f".{path.name}.{os.getpid()}.new")
+        with durable.troubled("make the store", path):
+            for folder in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+                (new / folder).mkdir(parents=True, exist_ok=True)
+            durable.write_file(new / "config", _CONFIG.encode(), 0o644)
+            durable.write_file(new / "HEAD", f"ref: {_HEAD}\n".encode(), 0o644)
+            try:
+                for folder in ("objects", "refs"):
+                    durable.sync(new / folder)
+                new.rename(path)
+            except OSError:
+                shutil.rmtree(new)
+                if not (path / "HEAD").is_file():  # else another process was first
+                    raise
+            durable.sync(path.parent)
+
+    def read(self, oid: str, kind: str, limit: int) -> bytes:
+        """The contents of an object of this kind, of at most limit bytes; raises Trouble."""
+        import pygit2
+
+        try:
+            number, size = self._odb.read_header(oid)
+            if _KINDS[number] != kind:
+                raise Trouble(f"object '{oid[:8]}' is no {kind}")
+            if size > limit:
+                raise Trouble(f"object '{oid[:8]}' has {size} bytes, at most {limit} are read")
+            data: bytes = self._odb.read(oid)[1]
+        except KeyError:
+            raise Trouble(f"object '{oid[:8]}' is missing") from None
+        except (pygit2.GitError, ValueError, OSError) as error:
+            raise Trouble(f"object '{oid[:8]}' cannot be read: {_why(error)}") from error
+        return data
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Batch]:
+        """Takes new objects; when the block ends they are all on the disk. Raises Trouble.
+
+        ``name`` tells this writer from others; the caller holds a lock of that name.
+        """
+        batch = Batch(self.path / "objects", self._odb.__contains__, name)
+        try:
+            yield batch
+            batch.publish()
+        finally:
+            batch.discard()
+
+    def find(self, revision: str) -> str:
+        """Id of the commit that any git revision syntax names; raises Trouble."""
+        import pygit2
+
+        try:
+            if _ID.fullmatch(revision) and self._odb.read_header(revision)[0] == _COMMIT:
+                return revision
+            found = self._repository.revparse_single(revision)
+            return str(found.peel(pygit2.Commit).id)
+        except (KeyError, ValueError, pygit2.GitError) as error:
+            why = str(error)
+        if "ambiguous" in why:
+            hint = "more than one record begins so: give more characters"
+            raise Trouble(f"no single record '{revision}'", hint)
+        raise Trouble(f"no record '{revision}'", "fetch it with 'llmtrace fetch origin'")
+
+    def branches(self, prefix: str) -> list[str]:
+        """Names of the branches that begin so, without refs/heads/, sorted."""
+        start = f"refs/heads/{prefix}"
+        names = self._repository.listall_references()
+        return sorted(name[len("refs/heads/") :] for name in names if name.startswith(start))
+
+    def head(self) -> str:
+        """The branch that HEAD names, without refs/heads/, whether it exists or not."""
+        with durable.troubled("read", self.path / "HEAD"):
+            text = (self.path / "HEAD").read_text(errors="replace")
+        return text.removeprefix("ref: refs/heads/").strip()
+
+    def set_head(self, branch: str) -> None:
+        """Makes HEAD name a branch, durably."""
+        durable.write_file(self.path / "HEAD", f"ref: refs/heads/{branch}\n".encode(), 0o644)
+
+    def tip(self, branch: str) -> str | None:
+        """Id of the newest commit of a branch, None without one."""
+        import pygit2
+
+        try:
+            return str(self._repository.lookup_reference(f"refs/heads/{branch}").target)
+        except KeyError:
+            return None
+        except (pygit2.GitError, ValueError) as error:
+            raise Trouble(f"cannot read the branch '{branch}': {_why(error)}") from error
+
+    def move(self, branch: str, old: str | None, new: str) -> None:
+        """Moves a branch from old to new, durably; raises Trouble if it is not at old."""
+        path = self.path / "refs/heads" / branch
+        lock = path.with_name(f"{path.name}.lock")
+        with durable.troubled("write the store", self.path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(_take(lock), "w") as file:
+                try:
+                    if self.tip(branch) != old:
+                        raise Trouble(f"the branch '{branch}' was moved by another program")
+                    file.write(f"{new}\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    lock.rename(path)
+                finally:
+                    lock.unlink(missing_ok=True)
+            durable.sync(path.parent)
+            if old is None:
+                durable.sync(path.parent.parent)
+
+
+def _take(lock: Path) -> int:
+    """Makes the lock file of a branch, as git does, and waits for another to go.
+
+    A chain has one writer, who holds the lock of its key; git itself holds a branch for
+    milliseconds (pack-refs). A file that stays was left by a killed process.
+    """
+    end = time.monotonic() + _STALE
+    while True:
+        try:
+            return os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            if time.monotonic() > end:
+                lock.unlink(missing_ok=True)
+            time.sleep(0.02)
+
+
+def _close_off() -> None:
+    """Keeps libgit2 from the configuration of user and machine.
+
+    It asks who owns a repository because configuration can name programs; nothing here
+    runs any, so a store may belong to somebody else.
+    """
+    from pygit2 import settings
+    from pygit2.enums import ConfigLevel as Level
+
+    for level in (Level.SYSTEM, Level.XDG, Level.GLOBAL, Level.PROGRAMDATA):
+        settings.search_path[level] = ""
+    settings.owner_validation = False
+
+
+def _why(error: Exception) -> str:
+    """The reason in an error of libgit2 or the system, in lower case, on one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()).lower() or type(error).__name__
