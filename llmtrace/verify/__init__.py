@@ -1,0 +1,1 @@
+"""Checks of records: audit without computing, replay, judgement."""
