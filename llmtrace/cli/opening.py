@@ -1,0 +1,117 @@
+"""Opens what run and verify share: the device, models with their weights, the store."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from llmtrace.errors import Inconclusive, LlmtraceError, Misuse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmtrace.cli.frame import Session
+    from llmtrace.device.device import Device
+    from llmtrace.engine.trace import Model
+    from llmtrace.model.architecture import Architecture
+    from llmtrace.store.chain import Store
+
+
+def open_device(session: Session, name: str | None, threads: int | None) -> Device:
+    """Opens the device that the options or the settings name."""
+    from llmtrace.device.compile import kernels_folder
+    from llmtrace.device.device import open_device as open_
+
+    settings = session.settings
+    return open_(
+        name or settings.device,
+        kernels=kernels_folder(),
+        cache=settings.cache / "kernels",
+        threads=threads or settings.threads or 0,
+        cxx=settings.compiler or "",
+        cpu=settings.cpu or "native",
+        announce=lambda text: session.out.note(f"llmtrace: {text}"),
+    )
+
+
+def open_store(session: Session, *, create: bool = False) -> Store:
+    """Opens the store of this session."""
+    from llmtrace.store.chain import Store
+
+    return Store.open(session.settings.store, session.settings.config / "keys", create=create)
+
+
+class Models:
+    """Models of this session, each opened and placed once."""
+
+    def __init__(self, session: Session, named: str | None, device: str | None, threads: int | None) -> None:
+        self._session, self._named = session, named
+        self._device_options = (device, threads)
+        self._device: Device | None = None
+        self._placed: dict[str, Model] = {}
+
+    def open(self, name: str) -> Model:
+        """Opens a model by name or folder. Raises Trouble for what is no model that we know."""
+        from llmtrace.engine.trace import Model
+        from llmtrace.model.architecture import Architecture
+        from llmtrace.model.checkpoint import Checkpoint
+
+        checkpoint = Checkpoint.open(self._folder(name))
+        architecture = Architecture.of(checkpoint)
+        architecture.check(checkpoint)
+        model_id = self._identify(checkpoint.path)
+        if model_id not in self._placed:
+            self._device = self._device or open_device(self._session, *self._device_options)
+            self._placed[model_id] = Model.place(checkpoint, architecture, self._device, model_id)
+        return self._placed[model_id]
+
+    def find(self, model_id: str, name: str) -> Model:
+        """Gives the model with this id: among those named, else by the record's name, else the sample.
+
+        Raises Inconclusive, before anything is computed, if none has this id.
+        """
+        if model_id in self._placed:
+            return self._placed[model_id]
+        from llmtrace.model.registry import SAMPLE
+
+        names = [self._named] if self._named else list(dict.fromkeys((name, self._session.settings.model or SAMPLE, SAMPLE)))
+        seen = []
+        for candidate in names:
+            try:
+                found = self._identify(self._folder(candidate))
+            except LlmtraceError:
+                if self._named:
+                    raise
+                continue
+            if found == model_id:
+                return self.open(candidate)
+            seen.append(f"'{candidate}' is {found[:16]}…")
+        raise Inconclusive(
+            f"the record needs model {model_id[:16]}…" + (f", {seen[0]}" if seen else ", which is not here"),
+            "name its folder with -m",
+        )
+
+    def _folder(self, name: str) -> Path:
+        from llmtrace.model.registry import resolve, sample_folder
+
+        return resolve(name, self._session.settings.models, sample_folder())
+
+    def _identify(self, folder: Path) -> str:
+        from llmtrace.model.checkpoint import Checkpoint
+        from llmtrace.model.identity import identify
+
+        return identify(Checkpoint.open(folder), self._session.settings.cache / "models")
+
+
+def points(architecture: Architecture, globs: tuple[str, ...]) -> tuple[str, ...]:
+    """Gives the names of the points that the globs name, aliases resolved; Misuse if one names none."""
+    from llmtrace.blocks.llama import aliases, blocks
+
+    known = {p.name: p.name for block in blocks(architecture) for p in block.points} | aliases(architecture)
+    found: set[str] = set()
+    for glob in globs:
+        named = {known[name] for name in known if fnmatchcase(name, glob)}
+        if not named:
+            raise Misuse(f"no point '{glob}' in this model", "points have names such as 'blocks.0.hook_resid_post'")
+        found |= named
+    return tuple(sorted(found))

@@ -1,0 +1,139 @@
+"""Where words go: the answer to standard output, everything else to standard error.
+
+Hides JSON lines, what quiet means, and how streams fail. Every piece of the answer is written
+at once, and that it cannot be written is never silent: a closed pipe raises OutputClosed, a
+full disk Trouble.
+"""
+
+import io
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from llmtrace.errors import Trouble
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+JSON_VERSION = 1
+
+# Controls, line separators, lone surrogates, and marks that reorder text on a terminal.
+_UNSAFE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+
+
+class OutputClosed(Exception):
+    """Whoever read standard output has stopped: it has seen enough, so this is no error."""
+
+
+def plain(text: str, keep: str = "") -> str:
+    r"""Others' text made safe to print: control characters as `\x1b`, but for those in `keep`."""
+    if text.isprintable():
+        return text
+    return re.sub(_UNSAFE, lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], text)
+
+
+class Output:
+    """One command's way to speak; `quiet` and `verbose` are its only moods."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.verbose = verbose
+        self.totals: dict[str, int] = {}  # for the line that ends JSON output
+
+    def line(self, text: str = "") -> None:
+        """Prints one line of the answer for people."""
+        write(text + "\n")
+
+    def stream(self, piece: str) -> None:
+        """Prints a piece of a model's text at once: exact, but escaped on a terminal."""
+        write(plain(piece, keep="\n\t") if _is_terminal(sys.stdout) else piece)
+
+    def object(self, type_: str, **fields: object) -> None:
+        """Prints one JSON line `{"v": 1, "type": type_, …fields}`; NaN has no place in it."""
+        import json
+
+        line = {"v": JSON_VERSION, "type": type_, **fields}
+        write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def end(self, status: int) -> None:
+        """Prints the last JSON line, without which a stream was cut short."""
+        if self.json:
+            self.object("end", status=status, **self.totals)
+
+    def note(self, text: str) -> None:
+        """Says something beside the answer, unless quiet."""
+        if not self.quiet:
+            say(text)
+
+    def detail(self, text: str) -> None:
+        """Says something that only a verbose run wants to know."""
+        if self.verbose:
+            say(text)
+
+    def warn(self, text: str) -> None:
+        """Says what may surprise later, unless quiet."""
+        self.note(f"llmtrace: warning: {plain(text)}")
+
+    def progress(self, total: int | None, what: str, unit: str = "it") -> "tqdm[None]":
+        """Opens a progress bar; it shows only on a terminal that is not quiet."""
+        from tqdm import tqdm
+
+        disable = self.quiet or not _is_terminal(sys.stderr)
+        return tqdm(total=total, desc=what, unit=unit, disable=disable, leave=False, delay=0.5)
+
+
+def complain(message: str, *hints: str) -> None:
+    """Says what is wrong and what to do about it."""
+    say(f"llmtrace: error: {plain(message)}")
+    for hint in hints:
+        say(f"llmtrace: hint: {plain(hint)}")
+
+
+def write(text: str) -> None:
+    """Writes to standard output now, or raises OutputClosed or Trouble."""
+    if sys.stdout is None:  # the shell's `>&-`
+        raise Trouble("standard output is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon(sys.stdout)
+        raise OutputClosed from None
+    except OSError as error:
+        _abandon(sys.stdout)
+        raise Trouble(f"cannot write to standard output: {error.strerror}") from error
+
+
+def prepare() -> None:
+    """Makes both streams UTF-8 whatever the locale; what cannot be encoded is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def say(text: str) -> None:
+    """A line on standard error; when that is gone too, there is nobody to tell."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _abandon(stream: TextIO) -> None:
+    """Lets what a broken stream still holds go nowhere: else Python complains at exit."""
+    try:
+        number = stream.fileno()
+    except OSError:  # a stand-in without a file, as in tests
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -1,0 +1,207 @@
+"""Run: generate, record, commit."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmtrace.cli.frame import Session, command
+from llmtrace.cli.input import is_terminal, read_text
+from llmtrace.errors import Misuse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmtrace.cli.requests import Job
+    from llmtrace.engine.sequence import Trace
+    from llmtrace.engine.trace import Model
+    from llmtrace.model.tokenizer import Tokenizer
+    from llmtrace.store.chain import Store
+
+
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What holds for all prompts of one command line."""
+
+    name: str
+    numerics: str
+    level: str
+    keep: tuple[str, ...]
+    form: str
+
+
+@command()
+@click.argument("prompt", required=False)
+@click.option("-m", "--model", metavar="NAME|DIR", help="Model to run (default: the sample model).")
+@click.option("--numerics", metavar="VERSION", help="Version of the arithmetic (default: accuracy).")
+@click.option("-n", "--max-tokens", type=int, metavar="COUNT", help="Most tokens to generate (default: 64).")
+@click.option("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the most likely token.")
+@click.option("--top-k", type=int, default=0, metavar="K", help="Draw from the K most likely tokens (default: all).")
+@click.option("--top-p", type=float, default=1.0, metavar="P", help="Draw from the fewest tokens that hold P (default: 1).")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the draw, below 2^64 (default: 0).")
+@click.option("-f", "--file", metavar="FILE", help="Read the prompt from FILE.")
+@click.option("--prompt-tokens", metavar="IDS", help="The prompt as token ids, such as '1 5 7'.")
+@click.option("--batch", metavar="FILE", help="One JSON object with a prompt a line; - reads standard input.")
+@click.option("-d", "--device", metavar="auto|cpu|cuda[:N]", help="Where to compute; cannot move a bit (default: auto).")
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="COUNT", help="CPU threads (default: all cores).")
+@click.option("--probe", type=click.Choice(["off", "stats", "detail"]), default="stats", help="What to store of the inside.")
+@click.option("--keep", multiple=True, metavar="GLOB", help="Keep whole tensors of these points (can be repeated).")
+@click.option("--no-commit", is_flag=True, help="Generate only.")
+@click.option("--format", "form", type=click.Choice(["text", "id", "json"]), default="text", help="What to print.")
+def run(session: Session, **options: Any) -> int:
+    r"""Generate text and record what happened inside as a commit
+
+    PROMPT absent or '-': standard input. Prints the text as it comes; the
+    commit id goes to standard error. With --format id prints the commit id
+    alone, with --format json one object.
+
+    \b
+    Examples:
+        llmtrace run "Once upon a time"
+        llmtrace run --temperature 0.8 --seed 7 -n 40 "The old fox said"
+        echo "Once there was a king" | llmtrace run --format id
+    """
+    from llmtrace.blocks.versions import version
+    from llmtrace.cli.opening import Models, open_store, points
+    from llmtrace.cli.requests import jobs
+    from llmtrace.model.registry import SAMPLE
+
+    prompt = _prompt(options)
+    version_name = version(options["numerics"] or session.settings.numerics)
+    if session.json:
+        options["form"] = "json"
+    name = options["model"] or session.settings.model or SAMPLE
+    model = Models(session, name, options["device"], options["threads"]).open(name)
+    tokenizer = _tokenizer(model)
+    asked = list(jobs(prompt, options, model, tokenizer, session.out))
+    store = None if options["no_commit"] else open_store(session, create=True)
+    chosen = _Options(_model_name(name), version_name, options["probe"], points(model.architecture, options["keep"]), options["form"])
+    for job, trace, timings in _traces(session, model, tokenizer, asked, chosen):
+        commit = _record(store, model, tokenizer, job, trace, chosen, timings) if store else None
+        _print(session, model, tokenizer, job, trace, chosen, timings, store, commit)
+    return 0
+
+
+def _prompt(options: dict[str, Any]) -> str | None:
+    """Gives the one text prompt; None for token ids and batches."""
+    given = [name for name in ("prompt", "file", "prompt_tokens", "batch") if options[name] is not None]
+    if len(given) > 1:
+        first, second = (("PROMPT" if n == "prompt" else "--" + n.replace("_", "-")) for n in given[:2])
+        raise Misuse(f"{first} and {second} cannot be used together")
+    if options["prompt_tokens"] is not None or options["batch"] is not None:
+        return None
+    if options["file"] is not None:
+        return read_text(options["file"])
+    if options["prompt"] not in {None, "-"}:
+        return str(options["prompt"])
+    if options["prompt"] is None and is_terminal():
+        raise Misuse("no prompt", "llmtrace run \"Once upon a time\"")
+    return read_text("-")
+
+
+def _tokenizer(model: Model) -> Tokenizer | None:
+    from llmtrace.model.tokenizer import Tokenizer
+
+    return Tokenizer.open(model.checkpoint) if (model.checkpoint.path / "tokenizer.json").is_file() else None
+
+
+def _model_name(name: str) -> str:
+    """A folder is recorded by its last name: paths of this machine are nobody's business."""
+    return name.rstrip("/").rsplit("/", 1)[-1] or name
+
+
+def _traces(
+    session: Session, model: Model, tokenizer: Tokenizer | None, asked: list[Job], chosen: _Options
+) -> Iterator[tuple[Job, Trace, dict[str, int]]]:
+    """Runs all jobs; gives their traces in the order in which they were asked for."""
+    from llmtrace.engine.trace import Token, trace
+    from llmtrace.model.tokenizer import TextStream
+
+    requests = [job.request for job in asked]
+    plan = model.plan(requests, probes=chosen.level != "off", keep=chosen.keep)
+    streams = len(asked) == 1 and chosen.form == "text" and tokenizer is not None
+    stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
+    bar = session.out.progress(sum(r.max_tokens for r in requests), "tokens", "tok")
+    done: dict[int, tuple[Trace, dict[str, int]]] = {}
+    start, first, following = time.monotonic_ns(), 0, 0
+    with bar:
+        for event in trace(model, plan, requests):
+            now = time.monotonic_ns()
+            if isinstance(event, Token):
+                first = first or now
+                bar.update(1)
+                if stream:
+                    session.out.stream(stream.push(event.token))
+                continue
+            timings = {"prefill_us": (first - start) // 1000, "total_us": (now - start) // 1000}
+            done[event.index] = (event.trace, timings)
+            while following in done:
+                if stream:
+                    session.out.stream(stream.finish())
+                yield asked[following], *done.pop(following)
+                following += 1
+
+
+def _record(
+    store: Store, model: Model, tokenizer: Tokenizer | None, job: Job, trace: Trace, chosen: _Options, timings: dict[str, int]
+) -> str:
+    from llmtrace import __version__
+    from llmtrace.device.compile import kernels_folder, sources_digest
+    from llmtrace.engine import evidence
+
+    attested = {
+        "model": chosen.name,
+        "device": model.device.describe(),
+        "kernels": sources_digest(kernels_folder()),
+        "llmtrace": __version__,
+        "timings": timings,
+    }
+    return store.append_run(
+        evidence.trace_section(trace, model.id, chosen.numerics),
+        evidence.probes_section(chosen.level, chosen.keep),
+        attested,
+        evidence.parts(trace, level=chosen.level, tokenizer=tokenizer, prompt=job.text),
+        int(time.time()),
+    )
+
+
+def _print(
+    session: Session, model: Model, tokenizer: Tokenizer | None, job: Job, trace: Trace, chosen: _Options,
+    timings: dict[str, int], store: Store | None, commit: str | None,
+) -> None:
+    from llmtrace.engine import evidence
+    from llmtrace.store.record import checksum
+
+    out = session.out
+    prompt = trace.request.prompt
+    text = tokenizer.continuation(prompt, trace.output) if tokenizer else " ".join(map(str, trace.output))
+    if chosen.form == "json":
+        section = evidence.trace_section(trace, model.id, chosen.numerics)
+        out.object(
+            "run",
+            commit=commit,
+            checksum=checksum(section),
+            node=store.node if store else None,
+            model={"name": chosen.name, "id": model.id},
+            numerics=chosen.numerics,
+            device=model.device.name,
+            prompt=job.text,
+            prompt_tokens=list(prompt),
+            output=text,
+            output_tokens=list(trace.output),
+            logprobs=[float(x).hex() for x in trace.logprobs],
+            finish_reason=trace.finish_reason,
+            timings=timings,
+        )
+    elif chosen.form == "id":
+        out.line(commit or "")
+    else:
+        streamed = job.is_alone and tokenizer is not None
+        out.line("" if streamed else text)
+        if commit:
+            out.note(f"commit {commit}")
