@@ -34,6 +34,27 @@ KERNEL(kv_append, float* keys, float* values, const float* k, const float* v, co
     }
 }
 
+#ifdef ON_CUDA
+// A key a thread, and an accumulator for each of the 32 lanes of the order: 32 loads are in flight.
+template <int H> HD lanes scores(const float* q, const float* kt, int D, int) {
+    float acc[32];
+#pragma unroll
+    for (int i = 0; i < 32; i++) acc[i] = 0.0f;
+    int begin = 0;
+    for (; begin + 32 <= D; begin += 32)
+#pragma unroll
+        for (int i = 0; i < 32; i++) acc[i] = fma(q[begin + i], kt[(begin + i) * TILE + LANE], acc[i]);
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        if (begin + i < D) acc[i] = fma(q[begin + i], kt[(begin + i) * TILE + LANE], acc[i]);
+#pragma unroll
+    for (int h = 16; h > 0; h >>= 1)
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            if (i < h) acc[i] = acc[i] + acc[i + h];
+    return {acc[0]};
+}
+#else
 // The tree over 32 lanes for 32 keys at once: a recursion, so that no lane ever has to move.
 template <int H> HD lanes scores(const float* q, const float* kt, int D, int i) {
     if constexpr (H == 32) {
@@ -44,6 +65,7 @@ template <int H> HD lanes scores(const float* q, const float* kt, int D, int i) 
         return add(scores<2 * H>(q, kt, D, i), scores<2 * H>(q, kt, D, i + H));
     }
 }
+#endif
 
 // C: the 32-wide chunks of a head.
 template <int C>
@@ -52,6 +74,7 @@ HD void attend(float* z, const float* q, const float* keys, const float* values,
     SCRATCH(float, p, TILE);
     float M = from_bits(0xff800000u), l = 0.0f;
     lanes o[C];
+#pragma unroll
     for (int c = 0; c < C; c++) o[c] = zero();
     for (int begin = 0; begin < visible; begin += TILE, keys += tile_keys, values += tile_values) {
         int count = visible - begin < TILE ? visible - begin : TILE;
@@ -72,6 +95,7 @@ HD void attend(float* z, const float* q, const float* keys, const float* values,
         float M_next = ordered(m) > ordered(M) ? m : M;
         float a = exponential(M - M_next), b = exponential(m - M_next);
         l = fma(b, l_tile, a * l);
+#pragma unroll
         for (int c = 0; c < C; c++) {
             const float* v = values + 32 * c;
             lanes x[4] = {zero(), zero(), zero(), zero()};
@@ -83,6 +107,7 @@ HD void attend(float* z, const float* q, const float* keys, const float* values,
         M = M_next;
         SYNC_LANES();
     }
+#pragma unroll
     for (int c = 0; c < C; c++) store(z + 32 * c, div(o[c], splat(l)), D - 32 * c);
 }
 

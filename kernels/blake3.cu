@@ -62,8 +62,13 @@ HD void compress(word cv[8], const word m[16], word counter, word length, word f
         {11, 15, 5, 0, 1, 9, 8, 6, 14, 10, 2, 12, 3, 4, 7, 13}};
     word v[16] = {cv[0], cv[1], cv[2], cv[3], cv[4], cv[5], cv[6], cv[7],
                   word_of(IV0), word_of(IV1), word_of(IV2), word_of(IV3), counter, word_of(0), length, flags};
-#pragma GCC unroll 7
+#if defined(__clang__) || defined(ON_CUDA)
 #pragma unroll
+#else
+#ifndef ON_CUDA
+#pragma GCC unroll 7
+#endif
+#endif
     for (int r = 0; r < 7; r++) {
         const u8* o = order[r];
         mix(v[0], v[4], v[8], v[12], m[o[0]], m[o[1]]);

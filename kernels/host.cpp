@@ -6,9 +6,18 @@
 // (nearest-even, subnormals kept, no traps) on entry; the caller's is restored.
 #include <atomic>
 #include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace kernels {  // apart from the math library's names, which some compilers put everywhere
 #include "attention.cu"
 #include "blake3.cu"
 #include "elementwise.cu"
@@ -19,9 +28,8 @@
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "sample.cu"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+}  // namespace kernels
+using namespace kernels;
 
 typedef void (*Kernel)(Share, const u64*);
 struct Launch { Kernel kernel; const u64* words; };

@@ -1,4 +1,4 @@
-// math.cu: the functions of math.cuh and philox.cuh over arrays, for the tests that compare targets.
+// math.cu: math.cuh and philox.cuh over arrays, for the tests that compare targets.
 //
 //   x, y, s, c    (n,) f32     y may alias x
 //   counter, out  (n,4) u32    out may alias counter
@@ -20,9 +20,13 @@ KERNEL(math_sin_cos, float* s, float* c, const float* x, int n) {
     FOR_ELEMENTS(k, n) sine_cosine(x[k], &s[k], &c[k]);
 }
 
-KERNEL(math_tanh, float* y, const float* x, int n) { FOR_ELEMENTS(k, n) y[k] = hyperbolic_tangent(x[k]); }
+KERNEL(math_tanh, float* y, const float* x, int n) {
+    FOR_ELEMENTS(k, n) y[k] = hyperbolic_tangent(x[k]);
+}
 
-KERNEL(math_erf, float* y, const float* x, int n) { FOR_ELEMENTS(k, n) y[k] = error_function(x[k]); }
+KERNEL(math_erf, float* y, const float* x, int n) {
+    FOR_ELEMENTS(k, n) y[k] = error_function(x[k]);
+}
 
 KERNEL(math_philox, u32* out, const u32* counter, const u64* key, int n) {
     FOR_ELEMENTS(k, n) {

@@ -1,6 +1,6 @@
 // philox.cuh: Philox4x32-10, a random word for every (seed, position) with no state between them.
 //
-// Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Integers only.
+// Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 #include "lanes.cuh"
 

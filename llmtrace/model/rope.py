@@ -8,7 +8,7 @@ the length so far, so that a prefix of a run has the bits of the whole run.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ class Rope:
     context_length: int
     original_length: int
     """The context length before scaling."""
-    numbers: dict[str, Decimal]
+    numbers: dict[str, Decimal] = field(hash=False)
     """The scaling's own numbers, those of REQUIRED and OPTIONAL that are set."""
     short_factors: tuple[Decimal, ...] = ()
     long_factors: tuple[Decimal, ...] = ()
