@@ -36,7 +36,9 @@ class Batch:
 
     def add(self, kind: str, data: bytes) -> str:
         """Writes an object under a temporary name; gives its id. Raises Trouble."""
-        oid = _object_id(kind, data)
+        oid = object_id(kind, data)
+        if kind == "blob":
+            _refuse_collision(data)
         if oid in self._new:
             return oid
         if self._known(oid):
@@ -72,21 +74,20 @@ class Batch:
         return self._folder / oid[:2] / oid[2:]
 
 
-def _object_id(kind: str, data: bytes) -> str:
-    """Git's id of an object.
-
-    Of blobs, which may hold what a stranger chose, by libgit2's SHA-1, which refuses the
-    known collisions: git would not read them.
-    """
-    if kind == "blob":
-        import pygit2
-
-        try:
-            return str(pygit2.hash(data))
-        except pygit2.GitError as error:
-            raise Trouble("a part is a SHA-1 collision, which git does not store") from error
+def object_id(kind: str, data: bytes) -> str:
+    """Git's id of an object."""
     header = f"{kind} {len(data)}\0".encode()
     return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
+
+
+def _refuse_collision(data: bytes) -> None:
+    """Refuses a part that a stranger made to collide: git, which knows how, would not read it."""
+    import pygit2
+
+    try:
+        pygit2.hash(data)
+    except pygit2.GitError as error:
+        raise Trouble("a part is a SHA-1 collision, which git does not store") from error
 
 
 def _sync(paths: Iterable[Path]) -> None:

@@ -46,7 +46,8 @@ def media_of(name: object) -> str | None:
     """Media type of a part; None for a name that no part may have."""
     if not isinstance(name, str):
         return None
-    return "application/octet-stream" if _KEPT.fullmatch(name) else _MEDIA.get(name)
+    media = _MEDIA.get(name)
+    return "application/octet-stream" if media is None and _KEPT.fullmatch(name) else media
 
 
 def limit_of(name: str) -> int:

@@ -136,7 +136,8 @@ def _derived(entry: Entry, record: Record) -> Iterator[Finding]:
     unsigned = git.payload(
         fields.tree, fields.parents, record.author, record.time, record.message()
     )
-    if entry.raw == git.signed(unsigned, fields.signature):
+    made = git.signed(unsigned, fields.signature) if fields.signature else unsigned
+    if entry.raw == made:
         return
     if f"\nLlmtrace-Record: {record.digest}\n" not in fields.message:
         yield Finding(JSON_NAME, "its BLAKE3 is not the Llmtrace-Record of the message")
