@@ -13,7 +13,7 @@
 //   m = max s;  p[j] = exp(s[j] - m);  l, o[d] in 4 chains, key mod 4, one addition or fma each; (0+2)+(1+3); + (+0)
 // Tiles are folded in order: M' = max(M,m), a = exp(M-M'), b = exp(m-M'), l = fma(b, l_tile, a*l), o alike; z = o / l.
 // Invisible keys are absent: a key with p = 0 adds nothing, and the last addition leaves no -0.
-// One item a head of a token.
+// One item a head of a token; of kv_append a dimension of the keys, then a row of the values.
 #include "lanes.cuh"
 #include "math.cuh"
 #include "ordered.cuh"
@@ -22,15 +22,17 @@
 
 KERNEL(kv_append, float* keys, float* values, const float* k, const float* v, const i32* position, const i32* tile0,
        const i32* T, int G, int D, int wide, int ldk, int ldv) {
+    FOR_ITEMS(item, (i64)G * D) {  // a row of the transposed tile at a time: its positions are neighbours
+        i64 g = item / D, d = item % D;
+        FOR_LANES(t, *T) {
+            i64 tile = tile0[t] + position[t] / TILE;
+            keys[((tile * G + g) * D + d) * TILE + position[t] % TILE] = k[(i64)t * ldk + item];
+        }
+    }
     FOR_ITEMS(item, (i64)*T * G) {
         i64 t = item / G, g = item % G, tile = tile0[t] + position[t] / TILE;
-        int slot = position[t] % TILE;
-        float* kt = keys + (tile * G + g) * D * TILE + slot;
-        float* vt = values + ((tile * G + g) * TILE + slot) * wide;
-        FOR_LANES(d, D) {
-            kt[d * TILE] = k[t * ldk + g * D + d];
-            vt[d] = v[t * ldv + g * D + d];
-        }
+        float* row = values + ((tile * G + g) * TILE + position[t] % TILE) * wide;
+        FOR_LANES(d, D) row[d] = v[t * ldv + g * D + d];
     }
 }
 

@@ -57,6 +57,7 @@ typedef float f32;
     __shared__ __align__(16) unsigned char name##_shared[WARPS * (n) * sizeof(T)]; \
     T* name = (T*)name##_shared + (threadIdx.x >> 5) * (n)
 #define SYNC_LANES() __syncwarp()
+#define PREFETCH(p)
 
 HD u32 bits(float x) { return __float_as_uint(x); }
 HD float from_bits(u32 u) { return __uint_as_float(u); }
@@ -115,6 +116,7 @@ struct Share { i32 index, count; };  // this thread, of so many
 #define FOR_LANES(i, n) for (int i = 0, i##_n = (n); i < i##_n; i++)
 #define SCRATCH(T, name, n) alignas(64) T name[n]
 #define SYNC_LANES()
+#define PREFETCH(p) __builtin_prefetch(p)
 
 // A launch list holds a function and its arguments as 64-bit words; call() unpacks them.
 template <class T> HD T from_word(u64 word) { T value; memcpy(&value, &word, sizeof value); return value; }

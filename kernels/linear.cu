@@ -9,6 +9,9 @@
 // Which rows and tokens are worked on together (ROWS, TOKENS below) cannot change a bit.
 #include "lanes.cuh"
 
+// One row alone is bound by memory: what it will need a page later is asked for now.
+#define AHEAD 4096
+
 // R rows of w by S rows of x.
 template <int R, int S, class W>
 HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int K, const float* bias) {
@@ -20,7 +23,10 @@ HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, in
     for (int k = 0; k < K; k += 32) {
         lanes a[R];
 #pragma unroll
-        for (int r = 0; r < R; r++) a[r] = load(w + r * ldw + k);
+        for (int r = 0; r < R; r++) {
+            a[r] = load(w + r * ldw + k);
+            if (R * S == 1) PREFETCH((const char*)(w + k) + AHEAD);
+        }
 #pragma unroll
         for (int s = 0; s < S; s++) {
             lanes b = load(x + s * ldx + k);
@@ -84,6 +90,10 @@ template <class W>
 HD void linear(Share share, float* y, const W* w, const float* x, const float* bias, const i32* count, int N, int K,
                int ldy, int ldw, int ldx) {
     int T = *count, panels = (N + ROWS - 1) / ROWS;
+    if (T == 1) {
+        FOR_ITEMS(n, N) dots<1, 1>(y + n, ldy, w + n * ldw, ldw, x, ldx, K, bias ? bias + n : bias);
+        return;
+    }
     bool widen_once = T >= 2 * TOKENS && sizeof(W) < 4;
     float* wide = widen_once ? (float*)__builtin_alloca_with_align(sizeof(float) * ROWS * ldw, 512) : nullptr;
     for (int t = 0; t < T; t += TOKENS_NEAR) {

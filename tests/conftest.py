@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [*os.environ]:
         if name.startswith(("LLMTRACE_", "XDG_", "GIT_", "_LLMTRACE")):
             del os.environ[name]
-    os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("compiled"))  # keyed by what is in it
+    cache = getattr(config, "cache", None)  # none under `-p no:cacheprovider`
+    compiled = cache.mkdir("compiled") if cache else tempfile.mkdtemp()
+    os.environ["XDG_CACHE_HOME"] = str(compiled)  # keyed by what is in it, so never stale
     os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
     os.environ["LC_ALL"] = "C.UTF-8"
 
@@ -48,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 def programs(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PATH that has `llmtrace`: the installed one, else one that runs this tree."""
     ours = Path(sys.executable).parent
-    folders = [str(ours), os.defpath]
+    folders = [str(ours), os.environ["PATH"]]
     if not (ours / "llmtrace").exists():
         program = tmp_path_factory.mktemp("bin") / "llmtrace"
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"

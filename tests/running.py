@@ -21,7 +21,9 @@ CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace"
 
 
 @functools.cache
-def device(*, threads: int = 2, cxx: str = "", cpu: str = "native", optimise: str = "-O3") -> CpuDevice:
+def device(
+    *, threads: int = 2, cxx: str = "", cpu: str = "native", optimise: str = "-O3"
+) -> CpuDevice:
     flags = (optimise, *FLAGS[1:])
     return CpuDevice(kernels_folder(), CACHE, threads=threads, cxx=cxx, cpu=cpu, flags=flags)
 
@@ -35,5 +37,9 @@ def load(folder: Path, on: CpuDevice | None = None, model_id: str = "test") -> M
 
 def run(model: Model, requests: list[Request], *, chunk: int = 256, **options: Any) -> list[Trace]:
     plan = model.plan(requests, chunk=chunk, **options)
-    done = {event.index: event.trace for event in trace(model, plan, requests, chunk=chunk) if isinstance(event, Done)}
+    done = {
+        event.index: event.trace
+        for event in trace(model, plan, requests, chunk=chunk)
+        if isinstance(event, Done)
+    }
     return [done[i] for i in range(len(requests))]

@@ -1,4 +1,4 @@
-"""The engine against transformers in float64, and against itself: the same bits however it is run."""
+"""The engine against transformers in float64, and against itself: the same bits however run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from blake3 import blake3
-from checkpoints import make, reference_logits
-from running import device, load, run
 
+from checkpoints import make, reference_logits
 from llmtrace.engine.request import Request, Sampling
 from llmtrace.errors import Misuse, Trouble
+from running import device, load, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +22,22 @@ SHAPES = {
     "tied": {"tied": True, "vocab": 301},
     "one group, head 32": {"head_size": 32, "heads": 8, "kv_heads": 1},
     "all groups, head 128": {"head_size": 128, "heads": 2, "kv_heads": 2, "dtype": "float16"},
-    "head 80, f32": {"head_size": 80, "heads": 3, "kv_heads": 3, "dtype": "float32", "hidden": 102, "ff": 130, "vocab": 517},
-    "head 48, biases": {"head_size": 48, "heads": 8, "kv_heads": 4, "attention_bias": True, "mlp_bias": True},
+    "head 80, f32": {
+        "head_size": 80,
+        "heads": 3,
+        "kv_heads": 3,
+        "dtype": "float32",
+        "hidden": 102,
+        "ff": 130,
+        "vocab": 517,
+    },
+    "head 48, biases": {
+        "head_size": 48,
+        "heads": 8,
+        "kv_heads": 4,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
     "head 96": {"head_size": 96, "heads": 2, "kv_heads": 1, "hidden": 1056, "ff": 1100},
     "linear": {"rope": {"rope_type": "linear", "factor": 4.0}},
     "dynamic": {"rope": {"rope_type": "dynamic", "factor": 2.0}, "context": 400},
@@ -51,7 +65,15 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("model"), head_size=40, heads=4, kv_heads=2, hidden=72, vocab=300, layers=3)
+    return make(
+        tmp_path_factory.mktemp("model"),
+        head_size=40,
+        heads=4,
+        kv_heads=2,
+        hidden=72,
+        vocab=300,
+        layers=3,
+    )
 
 
 def prompt_of(length: int, vocab: int, seed: int = 0) -> tuple[int, ...]:
@@ -59,7 +81,9 @@ def prompt_of(length: int, vocab: int, seed: int = 0) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_logits_agree_with_float64_and_greedy_tokens_over_200_steps(shape: dict, tmp_path: Path) -> None:
+def test_logits_agree_with_float64_and_greedy_tokens_over_200_steps(
+    shape: dict, tmp_path: Path
+) -> None:
     path = make(tmp_path / "m", seed=len(str(shape)), **shape)
     model = load(path)
     request = Request(prompt_of(60, model.architecture.vocab_size), 200)
@@ -81,7 +105,11 @@ def test_logits_agree_with_float64_and_greedy_tokens_over_200_steps(shape: dict,
 @pytest.fixture(scope="module")
 def baseline(folder: Path) -> tuple:
     requests = [
-        Request(prompt_of(length, 300, seed=length), 20, Sampling(np.float32(0.9), 40, 3 << 30, seed=length))
+        Request(
+            prompt_of(length, 300, seed=length),
+            20,
+            Sampling(np.float32(0.9), 40, 3 << 30, seed=length),
+        )
         for length in (1, 2, 3, 5, 8, 13, 31, 64, 127, 128, 129, 150, 200, 255, 256, 257)
     ]
     model = load(folder)
@@ -96,7 +124,9 @@ def test_chunks_of_the_prompt_do_not_move_a_bit(folder: Path, baseline: tuple, c
     assert np.array_equal(got.records, traces[12].records)
 
 
-def test_a_batch_of_16_gives_each_sequence_the_bits_it_has_alone(folder: Path, baseline: tuple) -> None:
+def test_a_batch_of_16_gives_each_sequence_the_bits_it_has_alone(
+    folder: Path, baseline: tuple
+) -> None:
     requests, traces = baseline
     together = run(load(folder), requests, chunk=50)
     assert [t.commitment.root for t in together] == [t.commitment.root for t in traces]
@@ -114,11 +144,14 @@ def test_more_requests_than_run_at_a_time(folder: Path, baseline: tuple) -> None
 def test_replay_gives_the_bits_of_the_run(folder: Path, baseline: tuple) -> None:
     requests, traces = baseline
     forced = [
-        Request(r.prompt, r.max_tokens, r.sampling, r.stop, t.output) for r, t in zip(requests, traces, strict=True)
+        Request(r.prompt, r.max_tokens, r.sampling, r.stop, t.output)
+        for r, t in zip(requests, traces, strict=True)
     ]
     replayed = run(load(folder), forced)
     assert [t.commitment for t in replayed] == [t.commitment for t in traces]
-    assert [(t.output, t.finish_reason) for t in replayed] == [(t.output, t.finish_reason) for t in traces]
+    assert [(t.output, t.finish_reason) for t in replayed] == [
+        (t.output, t.finish_reason) for t in traces
+    ]
 
 
 def test_probes_do_not_move_a_bit(folder: Path, baseline: tuple) -> None:
@@ -136,7 +169,11 @@ BUILDS = {
     "no FMA": {"cpu": "x86-64-v2"},
     "generic": {"cpu": "generic"},
     "clang": {"cxx": f"{sys.executable} -m ziglang c++"},
-    "clang AVX2 -O2": {"cxx": f"{sys.executable} -m ziglang c++", "cpu": "x86-64-v3", "optimise": "-O2"},
+    "clang AVX2 -O2": {
+        "cxx": f"{sys.executable} -m ziglang c++",
+        "cpu": "x86-64-v3",
+        "optimise": "-O2",
+    },
 }
 
 
@@ -147,7 +184,9 @@ def test_host_builds_give_the_same_bits(folder: Path, baseline: tuple, build: di
     got = run(load(folder, device(**build)), [requests[i] for i in chosen])
     assert [t.commitment for t in got] == [traces[i].commitment for i in chosen]
     assert [t.output for t in got] == [traces[i].output for i in chosen]
-    assert all(np.array_equal(t.records, traces[i].records) for t, i in zip(got, chosen, strict=True))
+    assert all(
+        np.array_equal(t.records, traces[i].records) for t, i in zip(got, chosen, strict=True)
+    )
 
 
 def test_digests_are_blake3_of_the_rows(folder: Path) -> None:
@@ -158,27 +197,42 @@ def test_digests_are_blake3_of_the_rows(folder: Path) -> None:
     leaf = {name: [blake3(row.tobytes()).digest() for row in trace.kept[name]] for name in names}
     inner = 14 - 4
     positions = [
-        blake3(b"".join(leaf[n][t if len(leaf[n]) == 14 else t - inner] for n in names if len(leaf[n]) == 14 or t >= inner))
+        blake3(
+            b"".join(
+                leaf[n][t if len(leaf[n]) == 14 else t - inner]
+                for n in names
+                if len(leaf[n]) == 14 or t >= inner
+            )
+        )
         for t in range(14)
     ]
     assert [p.digest() for p in positions] == list(trace.commitment.positions)
     columns = [blake3(b"".join(leaf[n])).digest() for n in names]
     assert columns == list(trace.commitment.points)
-    assert trace.commitment.root == blake3(b"".join([*trace.commitment.positions, *columns])).digest()
+    assert (
+        trace.commitment.root == blake3(b"".join([*trace.commitment.positions, *columns])).digest()
+    )
     assert len(set(columns)) == len(names) == 1 + 3 * 17 + 4
 
 
 def test_residual_identities_hold_to_the_bit(folder: Path) -> None:
     model = load(folder)
-    names = [f"blocks.1.{n}" for n in ("hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")]
-    (trace,) = run(model, [Request(prompt_of(20, 300), 3)], keep=["blocks.0.hook_resid_post", *names])
+    names = [
+        f"blocks.1.{n}"
+        for n in ("hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+    ]
+    (trace,) = run(
+        model, [Request(prompt_of(20, 300), 3)], keep=["blocks.0.hook_resid_post", *names]
+    )
     pre, attn, mid, mlp, post = (trace.kept[n] for n in ("blocks.0.hook_resid_post", *names))
     assert np.array_equal(mid, pre + attn)
     assert np.array_equal(post, mid + mlp)
 
 
 def test_probe_records_hold_the_moments_of_the_rows(folder: Path) -> None:
-    (trace,) = run(load(folder), [Request(prompt_of(20, 300), 3)], keep=["blocks.2.hook_resid_post"])
+    (trace,) = run(
+        load(folder), [Request(prompt_of(20, 300), 3)], keep=["blocks.2.hook_resid_post"]
+    )
     rows = trace.kept["blocks.2.hook_resid_post"]
     wide, records = rows.astype(np.float64), trace.records[:, 2]
     values = records.view(np.float32)
@@ -195,7 +249,9 @@ def test_probe_records_hold_the_moments_of_the_rows(folder: Path) -> None:
     assert np.array_equal(records[:, 5], largest[:, 0])
     assert np.array_equal(records[:, 8:12], largest)
     assert np.array_equal(values[:, 12:16], np.take_along_axis(rows, largest, axis=1))
-    assert np.array_equal(values[:, 24:32], np.take_along_axis(rows, records[:, 16:24].astype(int), axis=1))
+    assert np.array_equal(
+        values[:, 24:32], np.take_along_axis(rows, records[:, 16:24].astype(int), axis=1)
+    )
     width = rows.shape[1]
     assert all((width * s // 8 <= records[:, 16 + s]).all() for s in range(8))
     assert all((records[:, 16 + s] < width * (s + 1) // 8).all() for s in range(8))
@@ -218,7 +274,9 @@ def test_a_nan_weight_is_named(tmp_path: Path) -> None:
     with tensor.file.open("r+b") as file:
         file.seek(tensor.offset)
         file.write(b"\xc0\x7f")
-    with pytest.raises(Trouble, match=r"'blocks.1.hook_mlp_out', position 0, is not finite") as caught:
+    with pytest.raises(
+        Trouble, match=r"'blocks.1.hook_mlp_out', position 0, is not finite"
+    ) as caught:
         run(load(path), [Request((1, 2, 3), 4)])
     assert "'model.layers.1.mlp.down_proj.weight'" in caught.value.hints[0]
 
@@ -232,6 +290,8 @@ def test_a_nan_weight_is_named(tmp_path: Path) -> None:
         (Request(tuple([1] * 500), 14), "context has 512"),
     ],
 )
-def test_requests_that_do_not_fit_are_refused(folder: Path, request_: Request, message: str) -> None:
+def test_requests_that_do_not_fit_are_refused(
+    folder: Path, request_: Request, message: str
+) -> None:
     with pytest.raises(Misuse, match=message):
         load(folder).plan([request_])

@@ -1,4 +1,4 @@
-"""What a basic block is, before any memory exists: a kernel, symbolic arguments, the points it makes."""
+"""What a basic block is before any memory exists: a kernel, symbolic arguments, its points."""
 
 from __future__ import annotations
 

@@ -35,13 +35,30 @@ def blocks(a: Architecture) -> list[Block]:
         Block(
             "angles",
             "angles",
-            (*angles, Input("position"), Input("table"), Input("frequency"), Input("factor"), Input("fed"), half, Stride(angles[0])),
+            (
+                *angles,
+                Input("position"),
+                Input("table"),
+                Input("frequency"),
+                Input("factor"),
+                Input("fed"),
+                half,
+                Stride(angles[0]),
+            ),
             1,
         ),
         Block(
             "embed",
             "embed_",
-            (stream, table, Input("token"), Input("fed"), a.hidden_size, Stride(stream), Stride(table)),
+            (
+                stream,
+                table,
+                Input("token"),
+                Input("fed"),
+                a.hidden_size,
+                Stride(stream),
+                Stride(table),
+            ),
             1,
             (Point("hook_embed", stream),),
         ),
@@ -55,7 +72,9 @@ def blocks(a: Architecture) -> list[Block]:
 def aliases(a: Architecture) -> dict[str, str]:
     """Maps names of points that are the same value as another to that other's name."""
     return {
-        f"blocks.{layer}.hook_resid_pre": f"blocks.{layer - 1}.hook_resid_post" if layer else "hook_embed"
+        f"blocks.{layer}.hook_resid_pre": f"blocks.{layer - 1}.hook_resid_post"
+        if layer
+        else "hook_embed"
         for layer in range(a.layer_count)
     }
 
@@ -65,11 +84,31 @@ def _stream(a: Architecture, layer: int) -> Rows:
     return Rows(f"resid{layer % 2}", a.hidden_size)
 
 
-def _norm(a: Architecture, name: str, point: str, x: Rows, gain: str, which: Which = "fed") -> Block:
-    y, normalized, scale = Rows("norm", x.width), Rows("normalized." + name, x.width), Rows("scale." + name, 1)
+def _norm(
+    a: Architecture, name: str, point: str, x: Rows, gain: str, which: Which = "fed"
+) -> Block:
+    y, normalized, scale = (
+        Rows("norm", x.width),
+        Rows("normalized." + name, x.width),
+        Rows("scale." + name, 1),
+    )
     pick = Input("pick") if which == "picked" else None
-    args = (y, normalized, scale, x, Vector((gain,)), pick, Input(which), x.width, Stride(x), a.norm_epsilon)
-    points = (Point(point + ".hook_scale", scale, which), Point(point + ".hook_normalized", normalized, which))
+    args = (
+        y,
+        normalized,
+        scale,
+        x,
+        Vector((gain,)),
+        pick,
+        Input(which),
+        x.width,
+        Stride(x),
+        a.norm_epsilon,
+    )
+    points = (
+        Point(point + ".hook_scale", scale, which),
+        Point(point + ".hook_normalized", normalized, which),
+    )
     return Block(_where(point) + name, "rms_norm", args, 1, points, which)
 
 
@@ -79,7 +118,13 @@ def _where(point: str) -> str:
 
 
 def _linear(
-    name: str, y: Rows, x: Rows, tensors: tuple[str, ...], has_bias: bool, points: tuple[Point, ...], which: Which = "fed"
+    name: str,
+    y: Rows,
+    x: Rows,
+    tensors: tuple[str, ...],
+    has_bias: bool,
+    points: tuple[Point, ...],
+    which: Which = "fed",
 ) -> Block:
     w = Matrix(tuple(t + ".weight" for t in tensors))
     bias = Vector(tuple(t + ".bias" for t in tensors)) if has_bias else None
@@ -95,7 +140,12 @@ def _attention(a: Architecture, layer: int, angles: tuple[Rows, Rows]) -> Iterat
     norm, z, out = Rows("norm", a.hidden_size), Rows("z", q_width), Rows("attn_out", a.hidden_size)
     whole = Rows("qkv", q_width + 2 * kv_width)
     q, k = Rows("qkv", q_width), Rows("qkv", kv_width, q_width)
-    v, rot_q, rot_k = Rows("qkv", kv_width, q_width + kv_width), Rows("rot_q", q_width), Rows("rot_k", kv_width)
+    v, rot_q, rot_k = (
+        Rows("qkv", kv_width, q_width + kv_width),
+        Rows("rot_q", q_width),
+        Rows("rot_k", kv_width),
+    )
+    cosine, sine = angles
     keys, values, fed = Cache("keys", layer), Cache("values", layer), Input("fed")
     where = (Input("position"), Input("tile0"), fed)
     yield _norm(a, "ln1", points + "ln1", pre, tensors + "input_layernorm.weight")
@@ -108,15 +158,38 @@ def _attention(a: Architecture, layer: int, angles: tuple[Rows, Rows]) -> Iterat
         tuple(Point(f"{points}attn.hook_{n}", r) for n, r in (("q", q), ("k", k), ("v", v))),
     )
     for name, to, x, count in (("rope_q", rot_q, q, heads), ("rope_k", rot_k, k, groups)):
-        args = (to, x, *angles, fed, count, size // 2, Stride(angles[0]), Stride(to), Stride(x))
-        yield Block(at + name, "rope", args, count, (Point(f"{points}attn.hook_rot_{name[-1]}", to),))
+        args = (to, x, cosine, sine, fed, count, size // 2, Stride(sine), Stride(to), Stride(x))
+        yield Block(
+            at + name, "rope", args, count, (Point(f"{points}attn.hook_rot_{name[-1]}", to),)
+        )
     wide = 32 * chunks(size)
     append = (keys, values, rot_k, v, *where, groups, size, wide, Stride(rot_k), Stride(v))
-    yield Block(at + "kv_append", "kv_append", append, groups)
-    attend = (z, rot_q, keys, values, *where, heads, groups, size, Stride(z), Stride(rot_q), a.attention_scale())
-    yield Block(at + "attn", f"attention_{chunks(size)}", attend, heads, (Point(points + "attn.hook_z", z),))
+    yield Block(at + "kv_append", "kv_append", append, groups * size)
+    attend = (
+        z,
+        rot_q,
+        keys,
+        values,
+        *where,
+        heads,
+        groups,
+        size,
+        Stride(z),
+        Stride(rot_q),
+        a.attention_scale(),
+    )
+    yield Block(
+        at + "attn", f"attention_{chunks(size)}", attend, heads, (Point(points + "attn.hook_z", z),)
+    )
     bias = a.attention_bias
-    yield _linear(at + "o_proj", out, z, (tensors + "self_attn.o_proj",), bias, (Point(points + "hook_attn_out", out),))
+    yield _linear(
+        at + "o_proj",
+        out,
+        z,
+        (tensors + "self_attn.o_proj",),
+        bias,
+        (Point(points + "hook_attn_out", out),),
+    )
     yield _add(at + "resid_add1", mid, pre, out, points + "hook_resid_mid")
 
 
@@ -124,14 +197,34 @@ def _mlp(a: Architecture, layer: int) -> Iterator[Block]:
     at, points, tensors = f"layers.{layer}.", f"blocks.{layer}.", f"model.layers.{layer}."
     mid, post = Rows("mid", a.hidden_size), _stream(a, layer + 1)
     norm, out = Rows("norm", a.hidden_size), Rows("mlp_out", a.hidden_size)
-    both, gate, up = Rows("pre", 2 * a.ff_size), Rows("pre", a.ff_size), Rows("pre", a.ff_size, a.ff_size)
+    both, gate, up = (
+        Rows("pre", 2 * a.ff_size),
+        Rows("pre", a.ff_size),
+        Rows("pre", a.ff_size, a.ff_size),
+    )
     act = Rows("act", a.ff_size)
     yield _norm(a, "ln2", points + "ln2", mid, tensors + "post_attention_layernorm.weight")
     made = (Point(points + "mlp.hook_pre", gate), Point(points + "mlp.hook_pre_linear", up))
-    yield _linear(at + "gate_up", both, norm, (tensors + "mlp.gate_proj", tensors + "mlp.up_proj"), a.mlp_bias, made)
+    yield _linear(
+        at + "gate_up",
+        both,
+        norm,
+        (tensors + "mlp.gate_proj", tensors + "mlp.up_proj"),
+        a.mlp_bias,
+        made,
+    )
     args = (act, gate, up, Input("fed"), a.ff_size, Stride(act), Stride(both))
-    yield Block(at + "act", "silu_mul", args, -(-a.ff_size // 512), (Point(points + "mlp.hook_post", act),))
-    yield _linear(at + "down_proj", out, act, (tensors + "mlp.down_proj",), a.mlp_bias, (Point(points + "hook_mlp_out", out),))
+    yield Block(
+        at + "act", "silu_mul", args, -(-a.ff_size // 512), (Point(points + "mlp.hook_post", act),)
+    )
+    yield _linear(
+        at + "down_proj",
+        out,
+        act,
+        (tensors + "mlp.down_proj",),
+        a.mlp_bias,
+        (Point(points + "hook_mlp_out", out),),
+    )
     yield _add(at + "resid_add2", post, mid, out, points + "hook_resid_post")
 
 
@@ -141,13 +234,28 @@ def _add(name: str, y: Rows, x: Rows, out: Rows, point: str) -> Block:
 
 
 def _head(a: Architecture, table: Matrix) -> Iterator[Block]:
-    last, norm, logits = _stream(a, a.layer_count), Rows("norm", a.hidden_size), Rows("logits", a.vocab_size)
+    last, norm, logits = (
+        _stream(a, a.layer_count),
+        Rows("norm", a.hidden_size),
+        Rows("logits", a.vocab_size),
+    )
     yield _norm(a, "ln_final", "ln_final", last, "model.norm.weight", "picked")
     w = table if a.tied else Matrix(("lm_head.weight",))
-    args = (logits, w, norm, None, Input("picked"), a.vocab_size, a.hidden_size, Stride(logits), Stride(w), Stride(norm))
+    args = (
+        logits,
+        w,
+        norm,
+        None,
+        Input("picked"),
+        a.vocab_size,
+        a.hidden_size,
+        Stride(logits),
+        Stride(w),
+        Stride(norm),
+    )
     points = (Point("unembed.hook_in", norm, "picked"), Point("unembed.hook_out", logits, "picked"))
     yield Block("unembed", "linear_", args, a.vocab_size, points, "picked")
-    drawn = ("token", "logprob", "weight")
-    chosen = (*(Input("drawn." + n) for n in drawn), logits)
-    asked = tuple(Input(n) for n in ("temperature", "top_k", "top_p", "seed", "pick", "position", "picked"))
-    yield Block("sample", "sample", (*chosen, *asked, a.vocab_size, Stride(logits)), 1, (), "picked")
+    drawn = [Input("drawn." + name) for name in ("token", "logprob", "weight")]
+    asked = [Input(name) for name in ("temperature", "top_k", "top_p", "seed", "pick", "position")]
+    sizes = (Input("picked"), a.vocab_size, Stride(logits))
+    yield Block("sample", "sample", (*drawn, logits, *asked, *sizes), 1, (), "picked")

@@ -47,10 +47,22 @@ class Plan:
     """Runs steps of one model on one device; the same object serves a run and its replay."""
 
     def __init__(
-        self, checkpoint: Checkpoint, architecture: Architecture, device: Device, weights: Weights, limits: Limits,
-        *, probes: bool = True, keep: Sequence[str] = (),
+        self,
+        checkpoint: Checkpoint,
+        architecture: Architecture,
+        device: Device,
+        weights: Weights,
+        limits: Limits,
+        *,
+        probes: bool = True,
+        keep: Sequence[str] = (),
     ) -> None:
-        self.checkpoint, self.architecture, self.device, self.limits = checkpoint, architecture, device, limits
+        self.checkpoint, self.architecture, self.device, self.limits = (
+            checkpoint,
+            architecture,
+            device,
+            limits,
+        )
         self.blocks = blocks(architecture)
         self.points = [point for block in self.blocks for point in block.points]
         self.keep = tuple(keep)
@@ -60,7 +72,10 @@ class Plan:
         self._strides: dict[str, int] = {}
         self._lay_out()
         self._inputs = self._make_inputs()
-        a, shape = architecture, (architecture.layer_count, limits.tiles, architecture.kv_head_count)
+        a, shape = (
+            architecture,
+            (architecture.layer_count, limits.tiles, architecture.kv_head_count),
+        )
         self._cache = {
             "keys": device.zeros((*shape, a.head_size, TILE), "<f4"),
             "values": device.zeros((*shape, TILE, 32 * chunks(a.head_size)), "<f4"),
@@ -68,7 +83,11 @@ class Plan:
         self.digests = device.zeros((limits.rows, len(self.points), 8), "<u4")
         self.flaws = device.zeros((limits.rows, len(self.points)), "|u1")
         self.records = device.zeros((limits.rows, a.layer_count, RECORD_WORDS), "<u4")
-        self.kept = {p.name: device.zeros((limits.rows, p.rows.width), "<f4") for p in self.points if p.name in self.keep}
+        self.kept = {
+            p.name: device.zeros((limits.rows, p.rows.width), "<f4")
+            for p in self.points
+            if p.name in self.keep
+        }
         self._tables: list[Array] = []
         self._steps: dict[int, Step] = {}
 
@@ -90,7 +109,7 @@ class Plan:
         size = small if rows <= small and picks <= small else self.limits.rows
         if size not in self._steps:
             self._steps[size] = self.device.capture(self._launches(size))
-        self._steps[size].run()
+        self._steps[size].run(self._weights.nbytes * rows)
 
     def set_table(self, index: int, frequencies: np.ndarray, factor: np.float32) -> None:
         """Sets a rotary table: (D/2,) f32 inverse frequencies and the attention factor."""
@@ -114,14 +133,18 @@ class Plan:
         for block in self.blocks:
             for rows in (arg for arg in block.args if isinstance(arg, Rows)):
                 width = rows.column + rows.width
-                self._strides[rows.buffer] = max(self._strides.get(rows.buffer, 0), 1 if width == 1 else padded(width))
+                self._strides[rows.buffer] = max(
+                    self._strides.get(rows.buffer, 0), 1 if width == 1 else padded(width)
+                )
         for name, stride in self._strides.items():
             count = self.limits.picks if name == "logits" else self.limits.rows
             self._buffers[name] = self.device.zeros((count, stride), "<f4")
 
     def _make_inputs(self) -> dict[str, Array]:
         limits, zeros = self.limits, self.device.zeros
-        made = {name: zeros((limits.rows,), "<i4") for name in ("token", "position", "tile0", "table")}
+        made = {
+            name: zeros((limits.rows,), "<i4") for name in ("token", "position", "tile0", "table")
+        }
         made["probe_seed"] = zeros((limits.rows,), "<u8")
         kinds = {"pick": "<i4", "temperature": "<f4", "top_k": "<i4", "top_p": "<u8", "seed": "<u8"}
         made |= {name: zeros((limits.picks,), kind) for name, kind in kinds.items()}
@@ -153,7 +176,9 @@ class Plan:
     def _launch(self, block: Block, rows: int) -> Launch:
         kernel = block.kernel
         if kernel.endswith("_"):
-            kernel += self._weights.suffix(next(arg for arg in block.args if isinstance(arg, Matrix)))
+            kernel += self._weights.suffix(
+                next(arg for arg in block.args if isinstance(arg, Matrix))
+            )
         count = min(rows, self.limits.picks) if block.which == "picked" else rows
         return Launch(kernel, tuple(map(self._resolve, block.args)), block.items * count)
 
@@ -173,7 +198,8 @@ class Plan:
                 return self._strides[rows.buffer]
             case Stride(of=Matrix() as matrix):
                 return int(self._weights.matrix(matrix).shape[1])
-        return arg
+            case _:
+                return arg
 
     def _digest(self, points: list[Point], rows: int) -> Launch:
         import numpy as np
@@ -192,7 +218,14 @@ class Plan:
             np.uint64,
         )
         placed = self.device.upload(table)
-        args = (self.digests, self.flaws, placed, self._inputs[which], len(points), len(self.points))
+        args = (
+            self.digests,
+            self.flaws,
+            placed,
+            self._inputs[which],
+            len(points),
+            len(self.points),
+        )
         return Launch("blake3", args, rows * len(points))
 
     def _moments(self, point: Point, rows: int) -> Launch:
@@ -200,10 +233,22 @@ class Plan:
         stride = self._strides[point.rows.buffer]
         fed = (self._inputs["probe_seed"], self._inputs["position"], self._inputs["fed"])
         record = self.records.reshape(-1)[layer * RECORD_WORDS :]
-        sizes = (point.rows.width, self.architecture.layer_count * RECORD_WORDS, stride, self.points.index(point))
+        sizes = (
+            point.rows.width,
+            self.architecture.layer_count * RECORD_WORDS,
+            stride,
+            self.points.index(point),
+        )
         return Launch("moments", (record, self._resolve(point.rows), *fed, *sizes), rows)
 
     def _copy(self, point: Point, rows: int) -> Launch:
         width, stride = point.rows.width, self._strides[point.rows.buffer]
-        args = (self.kept[point.name], self._resolve(point.rows), self._inputs[point.which], width, width, stride)
+        args = (
+            self.kept[point.name],
+            self._resolve(point.rows),
+            self._inputs[point.which],
+            width,
+            width,
+            stride,
+        )
         return Launch("copy", args, rows * -(-width // 512))

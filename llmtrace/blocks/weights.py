@@ -26,6 +26,11 @@ class Weights:
         self._device = device
         self._placed: dict[Matrix | Vector, Array] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(tensor.nbytes for tensor in self._checkpoint.tensors.values())
+
     def matrix(self, matrix: Matrix) -> Array:
         """Gives (N, K') as stored: K padded with zeros to a multiple of 32."""
         if matrix not in self._placed:
@@ -56,6 +61,8 @@ class Weights:
 
     def _place(self, arrays: list[np.ndarray]) -> Array:
         rows, width = sum(len(a) for a in arrays), arrays[0].shape[1]
+        if len(arrays) == 1 and width == padded(width):
+            return self._device.upload(arrays[0])
         placed = self._device.zeros((rows, padded(width)), arrays[0].dtype.str)
         begin = 0
         for array in arrays:
@@ -87,7 +94,11 @@ def first_flaw(checkpoint: Checkpoint) -> str | None:
 
     for name, tensor in checkpoint.tensors.items():
         rows = tensor.array().reshape(-1)
-        mask, kind = {"BF16": (0x7F80, np.uint16), "F16": (0x7C00, np.uint16), "F32": (0x7F800000, np.uint32)}[tensor.dtype]
+        mask, kind = {
+            "BF16": (0x7F80, np.uint16),
+            "F16": (0x7C00, np.uint16),
+            "F32": (0x7F800000, np.uint32),
+        }[tensor.dtype]
         for begin in range(0, len(rows), 1 << 24):
             bits = rows[begin : begin + (1 << 24)].view(kind)
             if ((bits & mask) == mask).any():

@@ -18,8 +18,8 @@ def completion(session: Session, shell: str) -> int:
 
     \b
     Examples:
-        llmtrace completion bash > ~/.local/share/bash-completion/completions/llmtrace
-        eval "$(llmtrace completion zsh)"
+        eval "$(llmtrace completion bash)"
+        llmtrace completion fish > ~/.config/fish/completions/llmtrace.fish
     """
     text = script(shell)
     if session.out.json:

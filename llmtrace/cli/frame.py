@@ -21,7 +21,7 @@ explained, and catches nothing else: `llmtrace.cli.main` turns every way out int
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,8 +31,6 @@ from llmtrace.errors import LlmtraceError, Misuse
 
 if TYPE_CHECKING:
     from llmtrace.cli.settings import Settings
-
-P = ParamSpec("P")
 
 COLUMNS = 79  # of every help text
 
@@ -115,6 +113,8 @@ class Command(click.Command):
         settings.setdefault("add_help_option", False)  # ours goes through `write`
         settings.setdefault("context_settings", {"max_content_width": COLUMNS})
         super().__init__(*args, **settings)
+        if self.help:  # click keeps the lines after a backspace; a raw docstring only spells it
+            self.help = self.help.replace("\\b\n", "\b\n")
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Adds the global options to what the command itself takes."""
@@ -187,10 +187,10 @@ class Group(Command, click.Group):
 
 def command(
     name: str | None = None, *, group: Group | None = None
-) -> Callable[[Callable[Concatenate[Session, P], int]], Command]:
+) -> Callable[[Callable[..., int]], Command]:
     """Makes a function of a session and its options a command with the function's name."""
 
-    def decorate(function: Callable[Concatenate[Session, P], int]) -> Command:
+    def decorate(function: Callable[..., int]) -> Command:
         made = click.command(name or function.__name__, cls=Command)(function)
         if group is not None:
             group.add_command(made)

@@ -98,7 +98,7 @@ def _facts(folder: Path, cache: Path) -> dict[str, object]:
     architecture.check(checkpoint)
     tensors = checkpoint.tensors.values()
     return {
-        "path": str(folder),
+        "path": str(folder.resolve()),
         "id": identify(checkpoint, cache),
         "family": architecture.family,
         "parameters": sum(prod(tensor.shape) for tensor in tensors),

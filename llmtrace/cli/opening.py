@@ -44,7 +44,9 @@ def open_store(session: Session, *, create: bool = False) -> Store:
 class Models:
     """Models of this session, each opened and placed once."""
 
-    def __init__(self, session: Session, named: str | None, device: str | None, threads: int | None) -> None:
+    def __init__(
+        self, session: Session, named: str | None, device: str | None, threads: int | None
+    ) -> None:
         self._session, self._named = session, named
         self._device_options = (device, threads)
         self._device: Device | None = None
@@ -66,7 +68,7 @@ class Models:
         return self._placed[model_id]
 
     def find(self, model_id: str, name: str) -> Model:
-        """Gives the model with this id: among those named, else by the record's name, else the sample.
+        """Gives the model with this id: the one named, else by the record's name, else the sample.
 
         Raises Inconclusive, before anything is computed, if none has this id.
         """
@@ -74,7 +76,11 @@ class Models:
             return self._placed[model_id]
         from llmtrace.model.registry import SAMPLE
 
-        names = [self._named] if self._named else list(dict.fromkeys((name, self._session.settings.model or SAMPLE, SAMPLE)))
+        names = (
+            [self._named]
+            if self._named
+            else list(dict.fromkeys((name, self._session.settings.model or SAMPLE, SAMPLE)))
+        )
         seen = []
         for candidate in names:
             try:
@@ -87,7 +93,8 @@ class Models:
                 return self.open(candidate)
             seen.append(f"'{candidate}' is {found[:16]}…")
         raise Inconclusive(
-            f"the record needs model {model_id[:16]}…" + (f", {seen[0]}" if seen else ", which is not here"),
+            f"the record needs model {model_id[:16]}…"
+            + (f", {seen[0]}" if seen else ", which is not here"),
             "name its folder with -m",
         )
 
@@ -104,14 +111,19 @@ class Models:
 
 
 def points(architecture: Architecture, globs: tuple[str, ...]) -> tuple[str, ...]:
-    """Gives the names of the points that the globs name, aliases resolved; Misuse if one names none."""
+    """Gives the points that the globs name, aliases resolved; raises Misuse if one names none."""
     from llmtrace.blocks.llama import aliases, blocks
 
-    known = {p.name: p.name for block in blocks(architecture) for p in block.points} | aliases(architecture)
+    known = {p.name: p.name for block in blocks(architecture) for p in block.points} | aliases(
+        architecture
+    )
     found: set[str] = set()
     for glob in globs:
         named = {known[name] for name in known if fnmatchcase(name, glob)}
         if not named:
-            raise Misuse(f"no point '{glob}' in this model", "points have names such as 'blocks.0.hook_resid_post'")
+            raise Misuse(
+                f"no point '{glob}' in this model",
+                "points have names such as 'blocks.0.hook_resid_post'",
+            )
         found |= named
     return tuple(sorted(found))

@@ -41,21 +41,22 @@ class Output:
         self.quiet = quiet
         self.verbose = verbose
         self.totals: dict[str, int] = {}  # for the line that ends JSON output
+        self._bar: tqdm[None] | None = None
 
     def line(self, text: str = "") -> None:
         """Prints one line of the answer for people."""
-        write(text + "\n")
+        self._write(text + "\n")
 
     def stream(self, piece: str) -> None:
         """Prints a piece of a model's text at once: exact, but escaped on a terminal."""
-        write(plain(piece, keep="\n\t") if _is_terminal(sys.stdout) else piece)
+        self._write(plain(piece, keep="\n\t") if _is_terminal(sys.stdout) else piece)
 
     def object(self, type_: str, **fields: object) -> None:
         """Prints one JSON line `{"v": 1, "type": type_, …fields}`; NaN has no place in it."""
         import json
 
         line = {"v": JSON_VERSION, "type": type_, **fields}
-        write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
     def end(self, status: int) -> None:
         """Prints the last JSON line, without which a stream was cut short."""
@@ -76,12 +77,24 @@ class Output:
         """Says what may surprise later, unless quiet."""
         self.note(f"llmtrace: warning: {plain(text)}")
 
-    def progress(self, total: int | None, what: str, unit: str = "it") -> "tqdm[None]":
-        """Opens a progress bar; it shows only on a terminal that is not quiet."""
+    def progress(
+        self, total: int | None, what: str, unit: str = "it", *, streams: bool = False
+    ) -> "tqdm[None]":
+        """Opens a progress bar; it shows only on a terminal that is not quiet.
+
+        ``streams``: pieces of text come meanwhile, so it needs a terminal to itself.
+        """
         from tqdm import tqdm
 
-        disable = self.quiet or not _is_terminal(sys.stderr)
-        return tqdm(total=total, desc=what, unit=unit, disable=disable, leave=False, delay=0.5)
+        shared = streams and _is_terminal(sys.stdout)
+        hidden = self.quiet or shared or not _is_terminal(sys.stderr)
+        self._bar = tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False, delay=0.5)
+        return self._bar
+
+    def _write(self, text: str) -> None:
+        if self._bar is not None and not self._bar.disable:
+            self._bar.clear()  # it comes back under the text
+        write(text)
 
 
 def complain(message: str, *hints: str) -> None:

@@ -32,7 +32,11 @@ class Job:
 
 
 def jobs(
-    prompt: str | None, options: Mapping[str, Any], model: Model, tokenizer: Tokenizer | None, out: Output
+    prompt: str | None,
+    options: Mapping[str, Any],
+    model: Model,
+    tokenizer: Tokenizer | None,
+    out: Output,
 ) -> Iterator[Job]:
     """Gives the requests of one command line, each checked against the model."""
     if options["batch"] is None:
@@ -48,7 +52,9 @@ def jobs(
             raise Trouble(f"{where} is no object with a prompt", '{"prompt": "Once upon a time"}')
         unknown = sorted(set(asked) - set(LINE_KEYS))
         if unknown:
-            raise Trouble(f"unknown key '{unknown[0]}' in {where}", "the keys are " + ", ".join(LINE_KEYS))
+            raise Trouble(
+                f"unknown key '{unknown[0]}' in {where}", "the keys are " + ", ".join(LINE_KEYS)
+            )
         merged = {**options, "prompt": None, "prompt_tokens": None, **asked}
         try:
             yield _job(merged, model, tokenizer, out, is_alone=False)
@@ -57,19 +63,29 @@ def jobs(
 
 
 def _job(
-    asked: Mapping[str, Any], model: Model, tokenizer: Tokenizer | None, out: Output, *, is_alone: bool
+    asked: Mapping[str, Any],
+    model: Model,
+    tokenizer: Tokenizer | None,
+    out: Output,
+    *,
+    is_alone: bool,
 ) -> Job:
     text = asked["prompt"]
     if asked["prompt_tokens"] is not None:
         tokens = _ids(asked["prompt_tokens"])
     elif tokenizer is None:
-        raise Misuse(f"model '{model.checkpoint.path}' has no tokenizer.json", "use --prompt-tokens")
+        raise Misuse(
+            f"model '{model.checkpoint.path}' has no tokenizer.json", "use --prompt-tokens"
+        )
     elif not isinstance(text, str):
         raise Misuse("prompt is no text")
     else:
         tokens = tuple(tokenizer.encode(text))
     request = Request(
-        tokens, _max_tokens(asked["max_tokens"], len(tokens), model, out), sampling(asked), model.architecture.end_tokens
+        tokens,
+        _max_tokens(asked["max_tokens"], len(tokens), model, out),
+        sampling(asked),
+        model.architecture.end_tokens,
     )
     list(model.checked([request]))
     return Job(request, text, is_alone)
@@ -81,10 +97,13 @@ def _max_tokens(asked: int | None, prompt: int, model: Model, out: Output) -> in
     wanted = DEFAULT_TOKENS if asked is None else asked
     if room < 1:
         raise Misuse(
-            f"the prompt has {prompt} tokens, the model's context {model.architecture.context_length}", "shorten the prompt"
+            f"the prompt has {prompt} tokens, the model's context is {room + prompt - 1}",
+            "shorten the prompt",
         )
     if wanted > room and asked is not None:
-        out.warn(f"only {room} tokens fit the model's context of {model.architecture.context_length}")
+        out.warn(
+            f"only {room} tokens fit the model's context of {model.architecture.context_length}"
+        )
     return min(wanted, room)
 
 

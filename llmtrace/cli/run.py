@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from llmtrace.store.chain import Store
 
 
-
-
 @dataclass(frozen=True)
 class _Options:
     """What holds for all prompts of one command line."""
@@ -38,21 +36,73 @@ class _Options:
 @command()
 @click.argument("prompt", required=False)
 @click.option("-m", "--model", metavar="NAME|DIR", help="Model to run (default: the sample model).")
-@click.option("--numerics", metavar="VERSION", help="Version of the arithmetic (default: accuracy).")
-@click.option("-n", "--max-tokens", type=int, metavar="COUNT", help="Most tokens to generate (default: 64).")
-@click.option("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the most likely token.")
-@click.option("--top-k", type=int, default=0, metavar="K", help="Draw from the K most likely tokens (default: all).")
-@click.option("--top-p", type=float, default=1.0, metavar="P", help="Draw from the fewest tokens that hold P (default: 1).")
-@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the draw, below 2^64 (default: 0).")
+@click.option(
+    "--numerics", metavar="VERSION", help="Version of the arithmetic (default: accuracy)."
+)
+@click.option(
+    "-n", "--max-tokens", type=int, metavar="COUNT", help="Most tokens to generate (default: 64)."
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    metavar="T",
+    help="0, the default, takes the most likely token.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    default=0,
+    metavar="K",
+    help="Draw from the K most likely tokens (default: all).",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    metavar="P",
+    help="Draw from the fewest tokens that hold P (default: 1).",
+)
+@click.option(
+    "--seed", type=int, default=0, metavar="N", help="Seed of the draw, below 2^64 (default: 0)."
+)
 @click.option("-f", "--file", metavar="FILE", help="Read the prompt from FILE.")
 @click.option("--prompt-tokens", metavar="IDS", help="The prompt as token ids, such as '1 5 7'.")
-@click.option("--batch", metavar="FILE", help="One JSON object with a prompt a line; - reads standard input.")
-@click.option("-d", "--device", metavar="auto|cpu|cuda[:N]", help="Where to compute; cannot move a bit (default: auto).")
-@click.option("--threads", type=click.IntRange(1, 1024), metavar="COUNT", help="CPU threads (default: all cores).")
-@click.option("--probe", type=click.Choice(["off", "stats", "detail"]), default="stats", help="What to store of the inside.")
-@click.option("--keep", multiple=True, metavar="GLOB", help="Keep whole tensors of these points (can be repeated).")
+@click.option(
+    "--batch", metavar="FILE", help="One JSON object with a prompt a line; - reads standard input."
+)
+@click.option(
+    "-d",
+    "--device",
+    metavar="auto|cpu|cuda[:N]",
+    help="Where to compute; cannot move a bit (default: auto).",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="COUNT",
+    help="CPU threads (default: all cores).",
+)
+@click.option(
+    "--probe",
+    type=click.Choice(["off", "stats", "detail"]),
+    default="stats",
+    help="What to store of the inside.",
+)
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="GLOB",
+    help="Keep whole tensors of these points (can be repeated).",
+)
 @click.option("--no-commit", is_flag=True, help="Generate only.")
-@click.option("--format", "form", type=click.Choice(["text", "id", "json"]), default="text", help="What to print.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "id", "json"]),
+    default="text",
+    help="What to print.",
+)
 def run(session: Session, **options: Any) -> int:
     r"""Generate text and record what happened inside as a commit
 
@@ -80,7 +130,13 @@ def run(session: Session, **options: Any) -> int:
     tokenizer = _tokenizer(model)
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
     store = None if options["no_commit"] else open_store(session, create=True)
-    chosen = _Options(_model_name(name), version_name, options["probe"], points(model.architecture, options["keep"]), options["form"])
+    chosen = _Options(
+        _model_name(name),
+        version_name,
+        options["probe"],
+        points(model.architecture, options["keep"]),
+        options["form"],
+    )
     for job, trace, timings in _traces(session, model, tokenizer, asked, chosen):
         commit = _record(store, model, tokenizer, job, trace, chosen, timings) if store else None
         _print(session, model, tokenizer, job, trace, chosen, timings, store, commit)
@@ -89,9 +145,13 @@ def run(session: Session, **options: Any) -> int:
 
 def _prompt(options: dict[str, Any]) -> str | None:
     """Gives the one text prompt; None for token ids and batches."""
-    given = [name for name in ("prompt", "file", "prompt_tokens", "batch") if options[name] is not None]
+    given = [
+        name for name in ("prompt", "file", "prompt_tokens", "batch") if options[name] is not None
+    ]
     if len(given) > 1:
-        first, second = (("PROMPT" if n == "prompt" else "--" + n.replace("_", "-")) for n in given[:2])
+        first, second = (
+            ("PROMPT" if n == "prompt" else "--" + n.replace("_", "-")) for n in given[:2]
+        )
         raise Misuse(f"{first} and {second} cannot be used together")
     if options["prompt_tokens"] is not None or options["batch"] is not None:
         return None
@@ -100,14 +160,18 @@ def _prompt(options: dict[str, Any]) -> str | None:
     if options["prompt"] not in {None, "-"}:
         return str(options["prompt"])
     if options["prompt"] is None and is_terminal():
-        raise Misuse("no prompt", "llmtrace run \"Once upon a time\"")
+        raise Misuse("no prompt", 'llmtrace run "Once upon a time"')
     return read_text("-")
 
 
 def _tokenizer(model: Model) -> Tokenizer | None:
     from llmtrace.model.tokenizer import Tokenizer
 
-    return Tokenizer.open(model.checkpoint) if (model.checkpoint.path / "tokenizer.json").is_file() else None
+    return (
+        Tokenizer.open(model.checkpoint)
+        if (model.checkpoint.path / "tokenizer.json").is_file()
+        else None
+    )
 
 
 def _model_name(name: str) -> str:
@@ -126,7 +190,8 @@ def _traces(
     plan = model.plan(requests, probes=chosen.level != "off", keep=chosen.keep)
     streams = len(asked) == 1 and chosen.form == "text" and tokenizer is not None
     stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
-    bar = session.out.progress(sum(r.max_tokens for r in requests), "tokens", "tok")
+    total = sum(r.max_tokens for r in requests)
+    bar = session.out.progress(total, "tokens", "tok", streams=stream is not None)
     done: dict[int, tuple[Trace, dict[str, int]]] = {}
     start, first, following = time.monotonic_ns(), 0, 0
     with bar:
@@ -148,7 +213,13 @@ def _traces(
 
 
 def _record(
-    store: Store, model: Model, tokenizer: Tokenizer | None, job: Job, trace: Trace, chosen: _Options, timings: dict[str, int]
+    store: Store,
+    model: Model,
+    tokenizer: Tokenizer | None,
+    job: Job,
+    trace: Trace,
+    chosen: _Options,
+    timings: dict[str, int],
 ) -> str:
     from llmtrace import __version__
     from llmtrace.device.compile import kernels_folder, sources_digest
@@ -171,15 +242,26 @@ def _record(
 
 
 def _print(
-    session: Session, model: Model, tokenizer: Tokenizer | None, job: Job, trace: Trace, chosen: _Options,
-    timings: dict[str, int], store: Store | None, commit: str | None,
+    session: Session,
+    model: Model,
+    tokenizer: Tokenizer | None,
+    job: Job,
+    trace: Trace,
+    chosen: _Options,
+    timings: dict[str, int],
+    store: Store | None,
+    commit: str | None,
 ) -> None:
     from llmtrace.engine import evidence
     from llmtrace.store.record import checksum
 
     out = session.out
     prompt = trace.request.prompt
-    text = tokenizer.continuation(prompt, trace.output) if tokenizer else " ".join(map(str, trace.output))
+    text = (
+        tokenizer.continuation(prompt, trace.output)
+        if tokenizer
+        else " ".join(map(str, trace.output))
+    )
     if chosen.form == "json":
         section = evidence.trace_section(trace, model.id, chosen.numerics)
         out.object(

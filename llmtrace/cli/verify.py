@@ -22,10 +22,31 @@ STATUS = {"verified": 0, "differs": 1, "invalid": 1, "inconclusive": 3}
 
 @command()
 @click.argument("commits", nargs=-1, required=True, metavar="COMMIT...")
-@click.option("-m", "--model", metavar="NAME|DIR", help="Model to replay with (default: the one the record names).")
-@click.option("-d", "--device", metavar="auto|cpu|cuda[:N]", help="Where to replay; cannot move a bit (default: auto).")
-@click.option("--threads", type=click.IntRange(1, 1024), metavar="COUNT", help="CPU threads (default: all cores).")
-def verify(session: Session, commits: tuple[str, ...], model: str | None, device: str | None, threads: int | None) -> int:
+@click.option(
+    "-m",
+    "--model",
+    metavar="NAME|DIR",
+    help="Model to replay with (default: the one the record names).",
+)
+@click.option(
+    "-d",
+    "--device",
+    metavar="auto|cpu|cuda[:N]",
+    help="Where to replay; cannot move a bit (default: auto).",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="COUNT",
+    help="CPU threads (default: all cores).",
+)
+def verify(
+    session: Session,
+    commits: tuple[str, ...],
+    model: str | None,
+    device: str | None,
+    threads: int | None,
+) -> int:
     r"""Replay recorded runs and compare them with their records
 
     COMMIT is any git revision of the store; '-' reads commit ids, the first
@@ -75,4 +96,6 @@ def _print(session: Session, commit: str, verdict: Verdict, elapsed: int) -> Non
             timings={"total_us": elapsed},
         )
     else:
-        session.out.line(plain(f"{verdict.verdict} {commit}" + (f" {verdict.reason}" if verdict.reason else "")))
+        session.out.line(
+            plain(f"{verdict.verdict} {commit}" + (f" {verdict.reason}" if verdict.reason else ""))
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import platform
 import shutil
 import subprocess
@@ -54,7 +53,7 @@ def sources_digest(kernels: Path) -> str:
 
 
 def compiler(cxx: str) -> list[str]:
-    """Gives the command of the C++17 compiler: ``cxx``, else c++, g++, clang++, else that of ziglang."""
+    """Gives the command of the C++17 compiler: ``cxx``, else c++, g++, clang++, else ziglang's."""
     for name in [cxx] if cxx else ["c++", "g++", "clang++"]:
         words = name.split()
         found = shutil.which(words[0]) if words else None
@@ -69,7 +68,12 @@ def compiler(cxx: str) -> list[str]:
 
 
 def host_library(
-    kernels: Path, cache: Path, *, cxx: str = "", cpu: str = "native", flags: Sequence[str] = FLAGS,
+    kernels: Path,
+    cache: Path,
+    *,
+    cxx: str = "",
+    cpu: str = "native",
+    flags: Sequence[str] = FLAGS,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Gives the path of the compiled library, compiling it if the cache has none.
@@ -80,9 +84,18 @@ def host_library(
     """
     command = compiler(cxx)
     target = [*flags, *_architecture(cpu, command)]
-    stat = os.stat(command[0])
+    stat = Path(command[0]).stat()
     key = hashlib.sha256(
-        repr((sources_digest(kernels), target, command, stat.st_size, stat.st_mtime_ns, _features(cpu))).encode()
+        repr(
+            (
+                sources_digest(kernels),
+                target,
+                command,
+                stat.st_size,
+                stat.st_mtime_ns,
+                _features(cpu),
+            )
+        ).encode()
     ).hexdigest()[:32]
     library = cache / f"host-{key}.so"
     if library.is_file():
@@ -95,15 +108,24 @@ def host_library(
             _compile([*command, "-x", "c++", str(kernels / "host.cpp"), *target, "-o", str(built)])
             built.replace(library)
     except OSError as error:
-        raise Trouble(f"cannot write '{cache}': {error.strerror}", "set XDG_CACHE_HOME to a folder with room") from None
+        raise Trouble(
+            f"cannot write '{cache}': {error.strerror}", "set XDG_CACHE_HOME to a folder with room"
+        ) from None
     return library
 
 
 def _compile(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
-        raise Trouble(f"'{command[0]}' exited {done.returncode}: {lines[0][:300]}", "set CXX to another C++17 compiler")
+        lines = (
+            [line for line in done.stderr.splitlines() if "error" in line]
+            or done.stderr.splitlines()
+            or [""]
+        )
+        raise Trouble(
+            f"'{command[0]}' exited {done.returncode}: {lines[0][:300]}",
+            "set CXX to another C++17 compiler",
+        )
 
 
 def _architecture(cpu: str, command: list[str]) -> list[str]:
@@ -121,7 +143,10 @@ def _features(cpu: str) -> str:
     if cpu != "native":
         return cpu
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            return next((line for line in lines if line.startswith(("flags", "Features"))), "") + platform.machine()
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            return (
+                next((line for line in lines if line.startswith(("flags", "Features"))), "")
+                + platform.machine()
+            )
     except OSError:
         return platform.processor() + platform.machine()

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+ALONE = 24 << 20
+"""Work, in bytes times rows, below which one thread does not wait for others."""
+
+
 class _Launch(ctypes.Structure):
     _fields_ = (("kernel", ctypes.c_void_p), ("words", ctypes.c_void_p))
 
@@ -28,14 +32,23 @@ class CpuDevice(Device):
     name = "cpu"
 
     def __init__(
-        self, kernels: Path, cache: Path, *, threads: int = 0, cxx: str = "", cpu: str = "native",
-        flags: Sequence[str] = FLAGS, announce: Callable[[str], None] = lambda _: None,
+        self,
+        kernels: Path,
+        cache: Path,
+        *,
+        threads: int = 0,
+        cxx: str = "",
+        cpu: str = "native",
+        flags: Sequence[str] = FLAGS,
+        announce: Callable[[str], None] = lambda _: None,
     ) -> None:
         path = host_library(kernels, cache, cxx=cxx, cpu=cpu, flags=flags, announce=announce)
         try:
             self.library = ctypes.CDLL(str(path))
         except OSError as error:
-            raise Trouble(f"cannot load '{path}': {error}", "delete it, or set LLMTRACE_CPU=x86-64-v2") from None
+            raise Trouble(
+                f"cannot load '{path}': {error}", "delete it, or set LLMTRACE_CPU=x86-64-v2"
+            ) from None
         self.threads = threads or len(os.sched_getaffinity(0))
         self.library.pool_open.restype = ctypes.c_void_p
         self.pool = ctypes.c_void_p(self.library.pool_open(self.threads))
@@ -44,18 +57,14 @@ class CpuDevice(Device):
     def __del__(self) -> None:
         if getattr(self, "pool", None):
             self.library.pool_close(self.pool)
-            self.pool = None
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        import numpy as np
-
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        raw = np.zeros(size + 64, np.uint8)
-        start = -raw.ctypes.data % 64
-        return raw[start : start + size].view(dtype).reshape(shape)
+        array = _aligned(shape, dtype)
+        array.fill(0)  # touched now: the first step shall not wait for pages
+        return array
 
     def upload(self, host: np.ndarray) -> Array:
-        array = self.zeros(host.shape, host.dtype.str)
+        array = _aligned(host.shape, host.dtype.str)
         array[...] = host
         return array
 
@@ -79,17 +88,34 @@ class CpuDevice(Device):
 class _CpuStep(Step):
     def __init__(self, device: CpuDevice, launches: Sequence[Launch]) -> None:
         self._device = device
-        self._words = [(ctypes.c_uint64 * len(launch.args))(*map(_word, launch.args)) for launch in launches]
+        self._words = [
+            (ctypes.c_uint64 * len(launch.args))(*map(_word, launch.args)) for launch in launches
+        ]
         self._keep = [launch.args for launch in launches]  # the arrays must outlive the step
         self._list = (_Launch * len(launches))(
             *(
-                _Launch(ctypes.cast(getattr(device.library, "launch_" + launch.kernel), ctypes.c_void_p), ctypes.addressof(words))
+                _Launch(
+                    ctypes.cast(
+                        getattr(device.library, "launch_" + launch.kernel), ctypes.c_void_p
+                    ),
+                    ctypes.addressof(words),
+                )
                 for launch, words in zip(launches, self._words, strict=True)
             )
         )
 
-    def run(self) -> None:
-        self._device.library.pool_run(self._device.pool, self._list, len(self._list))
+    def run(self, work: int) -> None:
+        alone = int(work < ALONE)
+        self._device.library.pool_run(self._device.pool, self._list, len(self._list), alone)
+
+
+def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    import numpy as np
+
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _word(value: Any) -> int:

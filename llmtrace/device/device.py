@@ -36,8 +36,11 @@ class Step(ABC):
     """A captured list of launches. Sizes and positions are read from memory at each run."""
 
     @abstractmethod
-    def run(self) -> None:
-        """Runs all launches in order and returns when their results can be read."""
+    def run(self, work: int) -> None:
+        """Runs all launches in order and returns when their results can be read.
+
+        ``work``: bytes of weights times rows fed; how many threads take part may depend on it.
+        """
 
 
 class Device(ABC):
@@ -75,7 +78,13 @@ class Device(ABC):
 
 
 def open_device(
-    name: str, *, kernels: Path, cache: Path, threads: int = 0, cxx: str = "", cpu: str = "native",
+    name: str,
+    *,
+    kernels: Path,
+    cache: Path,
+    threads: int = 0,
+    cxx: str = "",
+    cpu: str = "native",
     announce: Callable[[str], None] = lambda _: None,
 ) -> Device:
     """Opens ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -84,7 +93,7 @@ def open_device(
     ``cpu`` the host build (native, x86-64-v3, x86-64-v2), ``threads`` 0 for all cores;
     ``announce`` is told before a compilation starts.
 
-    Raises Misuse for a name of another form and Trouble or Inconclusive where the device cannot be had.
+    Raises Misuse for a name of another form, Trouble or Inconclusive where it cannot be had.
     """
     kind, _, index = name.partition(":")
     if kind not in {"auto", "cpu", "cuda"} or (index and (kind != "cuda" or not index.isdecimal())):

@@ -69,7 +69,7 @@ def probes_section(level: str, keep: tuple[str, ...]) -> dict[str, Any]:
 def parts(
     trace: Trace, *, level: str, tokenizer: Tokenizer | None, prompt: str | None
 ) -> dict[str, bytes]:
-    """Makes every part of the record. ``prompt`` is None where tokens were given instead of text."""
+    """Makes every part of the record. ``prompt`` is None where token ids were given."""
     made = {"digests.bin": trace.commitment.stored()}
     if prompt is not None:
         made["prompt.txt"] = prompt.encode()
@@ -82,7 +82,9 @@ def parts(
     if trace.kept:
         packed = pack_tensors(trace.kept)
         if len(packed) > CHUNK * MOST_CHUNKS:
-            raise Trouble(f"the kept tensors need {len(packed)} bytes", "keep fewer points with --keep")
+            raise Trouble(
+                f"the kept tensors need {len(packed)} bytes", "keep fewer points with --keep"
+            )
         for i in range(0, len(packed), CHUNK):
             made[f"kept.{i // CHUNK:03}"] = packed[i : i + CHUNK]
     return made
@@ -93,7 +95,11 @@ def pack_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
     header, at = {}, 0
     for name in sorted(tensors):
         size = tensors[name].nbytes
-        header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [at, at + size]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensors[name].shape),
+            "data_offsets": [at, at + size],
+        }
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -115,7 +121,10 @@ def claim(sections: Mapping[str, Any]) -> Claim:
 
 
 def _claim(trace: Any, probes: Any) -> Claim:
-    _exactly(trace, "model numerics prompt_tokens sampling seed limits output_tokens finish_reason activations")
+    _exactly(
+        trace,
+        "model numerics prompt_tokens sampling seed limits output_tokens finish_reason activations",
+    )
     _exactly(trace["sampling"], "temperature top_k top_p")
     _exactly(trace["limits"], "max_tokens stop")
     _exactly(probes, "level keep")
@@ -132,13 +141,23 @@ def _claim(trace: Any, probes: Any) -> Claim:
         raise ValueError("output_tokens is empty")
     limits = trace["limits"]
     request = Request(
-        _tokens(trace["prompt_tokens"]), _whole(limits["max_tokens"], 1 << 31), sampling, _tokens(limits["stop"]), output
+        _tokens(trace["prompt_tokens"]),
+        _whole(limits["max_tokens"], 1 << 31),
+        sampling,
+        _tokens(limits["stop"]),
+        output,
     )
     keep = tuple(_text(name) for name in probes["keep"])
     if list(keep) != sorted(set(keep)):
         raise ValueError("keep is not sorted, each name once")
     return Claim(
-        _text(trace["model"]), _text(trace["numerics"]), request, output, _text(trace["finish_reason"]), probes["level"], keep
+        _text(trace["model"]),
+        _text(trace["numerics"]),
+        request,
+        output,
+        _text(trace["finish_reason"]),
+        probes["level"],
+        keep,
     )
 
 
@@ -166,7 +185,9 @@ def _tokens(value: Any) -> tuple[int, ...]:
 
 
 def _seed(value: Any) -> int:
-    seed = int(_text(value)) if _text(value).isascii() and value.isdigit() and len(value) <= 20 else -1
+    seed = (
+        int(_text(value)) if _text(value).isascii() and value.isdigit() and len(value) <= 20 else -1
+    )
     if not 0 <= seed < 1 << 64 or str(seed) != value:
         raise ValueError("seed is no number below 2^64")
     return seed

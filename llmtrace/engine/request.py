@@ -51,7 +51,7 @@ class Request:
 
 
 def finish(output: list[int], request: Request) -> tuple[list[int], str]:
-    """Cuts the output where the run ends, and says why: ``stop``, ``length`` or "" (not at an end)."""
+    """Cuts the output where the run ends, and says why: ``stop``, ``length`` or "" (no end)."""
     for count, token in enumerate(output, 1):
         if token in request.stop:
             return output[:count], "stop"

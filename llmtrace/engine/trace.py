@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmtrace.blocks.plan import TILE, Limits, Plan
 from llmtrace.blocks.weights import Weights, first_flaw
@@ -61,12 +61,19 @@ class Model:
     id: str
 
     @classmethod
-    def place(cls, checkpoint: Checkpoint, architecture: Architecture, device: Device, model_id: str) -> Model:
+    def place(
+        cls, checkpoint: Checkpoint, architecture: Architecture, device: Device, model_id: str
+    ) -> Model:
         """Puts the weights on the device."""
         return cls(checkpoint, architecture, device, Weights(checkpoint, device), model_id)
 
     def plan(
-        self, requests: Iterable[Request], *, chunk: int = CHUNK, probes: bool = True, keep: Iterable[str] = ()
+        self,
+        requests: Iterable[Request],
+        *,
+        chunk: int = CHUNK,
+        probes: bool = True,
+        keep: Iterable[str] = (),
     ) -> Plan:
         """Makes a plan with room for the requests, the largest ones at the same time."""
         sizes = sorted((_tiles(r) for r in requests), reverse=True)
@@ -76,7 +83,13 @@ class Model:
         picks = max(together, min(rows, LOGITS_BYTES // (4 * self.architecture.vocab_size)))
         limits = Limits(rows, picks, sum(sizes[:together]), together)
         return Plan(
-            self.checkpoint, self.architecture, self.device, self.weights, limits, probes=probes, keep=tuple(keep)
+            self.checkpoint,
+            self.architecture,
+            self.device,
+            self.weights,
+            limits,
+            probes=probes,
+            keep=tuple(keep),
         )
 
     def checked(self, requests: Iterable[Request]) -> Iterator[int]:
@@ -92,7 +105,8 @@ class Model:
                     raise Misuse(f"no token '{token}' in a vocabulary of {vocabulary}")
             if request.positions > context:
                 raise Misuse(
-                    f"prompt and output need {request.positions} positions, the model's context has {context}",
+                    f"prompt and output need {request.positions} positions,"
+                    f" the model's context has {context}",
                     "shorten the prompt or ask for fewer tokens with -n",
                 )
             yield request.positions
@@ -102,7 +116,9 @@ def _tiles(request: Request) -> int:
     return -(-request.positions // TILE)
 
 
-def trace(model: Model, plan: Plan, requests: list[Request], *, chunk: int = CHUNK) -> Iterator[Token | Done]:
+def trace(
+    model: Model, plan: Plan, requests: list[Request], *, chunk: int = CHUNK
+) -> Iterator[Token | Done]:
     """Runs the requests, yielding tokens as they come and each trace when its run ends.
 
     Raises Trouble where a value is not finite: the run ends there and nothing is recorded.
@@ -116,11 +132,15 @@ def trace(model: Model, plan: Plan, requests: list[Request], *, chunk: int = CHU
         while waiting and tables and (tile0 := free.take(_tiles(waiting[0][1]))) is not None:
             index, request = waiting.popleft()
             known = [*request.prompt, *(request.forced or ())]
-            active.append(Sequence(index, request, tile0, known, _probe_seed(model.id, request.prompt)))
+            active.append(
+                Sequence(index, request, tile0, known, _probe_seed(model.id, request.prompt))
+            )
             table_of[index] = tables.pop()
             a = model.architecture
             plan.set_table(
-                table_of[index], a.inverse_frequencies(request.run_limit), a.rope_attention_factor(request.run_limit)
+                table_of[index],
+                a.inverse_frequencies(request.run_limit),
+                a.rope_attention_factor(request.run_limit),
             )
         share = _schedule(active, plan.limits, chunk)
         plan.step(_feed(share, table_of))
@@ -153,8 +173,12 @@ def _schedule(active: list[Sequence], limits: Limits, chunk: int) -> list[tuple[
 def _feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[str, np.ndarray]:
     import numpy as np
 
-    rows: dict[str, list[int]] = {name: [] for name in ("token", "position", "tile0", "table", "probe_seed")}
-    picks: dict[str, list[float]] = {name: [] for name in ("pick", "temperature", "top_k", "top_p", "seed")}
+    rows: dict[str, list[int]] = {
+        name: [] for name in ("token", "position", "tile0", "table", "probe_seed")
+    }
+    picks: dict[str, list[Any]] = {
+        name: [] for name in ("pick", "temperature", "top_k", "top_p", "seed")
+    }
     for sequence, count in share:
         begin, at = sequence.fed, len(rows["token"])
         rows["token"] += sequence.known[begin : begin + count]
@@ -164,13 +188,27 @@ def _feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[s
         rows["probe_seed"] += [sequence.probe_seed] * count
         wanted, s = sequence.picks(count), sequence.request.sampling
         picks["pick"] += range(at + count - wanted, at + count)
-        for name, value in (("temperature", s.temperature), ("top_k", s.top_k), ("top_p", s.top_p), ("seed", s.seed)):
+        for name, value in (
+            ("temperature", s.temperature),
+            ("top_k", s.top_k),
+            ("top_p", s.top_p),
+            ("seed", s.seed),
+        ):
             picks[name] += [value] * wanted
-    kinds = {"probe_seed": np.uint64, "temperature": np.float32, "top_p": np.uint64, "seed": np.uint64}
-    return {name: np.array(values, kinds.get(name, np.int32)) for name, values in (rows | picks).items()}
+    kinds = {
+        "probe_seed": np.uint64,
+        "temperature": np.float32,
+        "top_p": np.uint64,
+        "seed": np.uint64,
+    }
+    return {
+        name: np.array(values, kinds.get(name, np.int32)) for name, values in (rows | picks).items()
+    }
 
 
-def _collect(plan: Plan, share: list[tuple[Sequence, int]]) -> Iterator[tuple[Sequence, bool, list[int], np.ndarray]]:
+def _collect(
+    plan: Plan, share: list[tuple[Sequence, int]]
+) -> Iterator[tuple[Sequence, bool, list[int], np.ndarray]]:
     """Hands the results of a step to the sequences."""
     rows, wanted = sum(count for _, count in share), sum(s.picks(count) for s, count in share)
     outer = sum(p.which == "picked" for p in plan.points)
@@ -200,7 +238,9 @@ def _collect(plan: Plan, share: list[tuple[Sequence, int]]) -> Iterator[tuple[Se
         yield sequence, sequence.draw(drawn), drawn, logprobs[there]
 
 
-def _refuse_flaws(plan: Plan, sequence: Sequence, fed: np.ndarray, picked: np.ndarray, first_pick: int) -> None:
+def _refuse_flaws(
+    plan: Plan, sequence: Sequence, fed: np.ndarray, picked: np.ndarray, first_pick: int
+) -> None:
     if not (fed.any() or picked.any()):
         return
     import numpy as np

@@ -51,6 +51,10 @@ def commit(digests: np.ndarray, pick_digests: np.ndarray) -> Commitment:
             row += pick_digests[t - inner].tobytes()
         positions.append(blake3(row).digest())
     points = [
-        blake3(part[:, p].tobytes()).digest() for part in (digests, pick_digests) for p in range(part.shape[1])
+        blake3(part[:, p].tobytes()).digest()
+        for part in (digests, pick_digests)
+        for p in range(part.shape[1])
     ]
-    return Commitment(tuple(positions), tuple(points), blake3(b"".join(positions + points)).digest())
+    return Commitment(
+        tuple(positions), tuple(points), blake3(b"".join(positions + points)).digest()
+    )

@@ -49,7 +49,7 @@ def probes_bin(level: str, logprobs: np.ndarray, records: np.ndarray) -> bytes:
 
 
 def read_probes_bin(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unpacks logprobs (G,) f32, positions (N,) u32 and records (N, L, 32) u32; raises ValueError."""
+    """Unpacks logprobs (G,) f32, positions (N,) u32, records (N, L, 32) u32; raises ValueError."""
     import numpy as np
 
     if len(data) < 16 or len(data) % 4:
@@ -74,7 +74,12 @@ def features(logprobs: np.ndarray, records: np.ndarray) -> dict[str, Any]:
         points[f"blocks.{layer}.hook_resid_post"] = {
             name: _mean(of_layer[:, word].tolist()) for name, word in MOMENTS.items()
         }
-    return {"v": 1, "positions": len(records), "logprob": _mean(logprobs.tolist()), "points": points}
+    return {
+        "v": 1,
+        "positions": len(records),
+        "logprob": _mean(logprobs.tolist()),
+        "points": points,
+    }
 
 
 def _mean(values: list[float]) -> str:

@@ -42,8 +42,14 @@ class Verdict:
 
 
 def judge(
-    claimed: Claim, section: Mapping[str, Any], parts: Mapping[str, bytes], trace: Trace,
-    made_section: Mapping[str, Any], made_parts: Mapping[str, bytes], plan: Plan, encoded: list[int] | None,
+    claimed: Claim,
+    section: Mapping[str, Any],
+    parts: Mapping[str, bytes],
+    trace: Trace,
+    made_section: Mapping[str, Any],
+    made_parts: Mapping[str, bytes],
+    plan: Plan,
+    encoded: list[int] | None,
 ) -> Verdict:
     """Compares a record with its replay.
 
@@ -55,7 +61,9 @@ def judge(
         if encoded != list(claimed.request.prompt):
             return Verdict(DIFFERS, "prompt.txt does not encode to the prompt tokens")
         checked.append("prompt.txt")
-    found = _output(claimed, trace) or _activations(claimed, section, parts, made_section, made_parts, plan)
+    found = _output(claimed, trace) or _activations(
+        claimed, section, parts, made_section, made_parts, plan
+    )
     if found:
         return Verdict(DIFFERS, found[0], tuple(checked), found[1])
     if dict(section) != dict(made_section):
@@ -80,18 +88,24 @@ def _output(claimed: Claim, trace: Trace) -> tuple[str, Difference] | None:
         got = trace.output[i] if i < len(trace.output) else None
         if token != got:
             position = first + i
-            text = f"token {i} at position {position} is {token}, the sampler draws {'the end' if got is None else got}"
-            return text, Difference(position, i, "sample", None, str(token), "" if got is None else str(got))
+            drawn = "the end" if got is None else str(got)
+            text = f"token {i} at position {position} is {token}, the sampler draws {drawn}"
+            return text, Difference(position, i, "sample", None, str(token), drawn)
     if claimed.finish_reason != trace.finish_reason:
-        return f"finish reason is '{claimed.finish_reason}', replay gives '{trace.finish_reason}'", Difference(
-            block="sample", expected=claimed.finish_reason, got=trace.finish_reason
+        return (
+            f"finish reason is '{claimed.finish_reason}', replay gives '{trace.finish_reason}'",
+            Difference(block="sample", expected=claimed.finish_reason, got=trace.finish_reason),
         )
     return None
 
 
 def _activations(
-    claimed: Claim, section: Mapping[str, Any], parts: Mapping[str, bytes], made_section: Mapping[str, Any],
-    made_parts: Mapping[str, bytes], plan: Plan,
+    claimed: Claim,
+    section: Mapping[str, Any],
+    parts: Mapping[str, bytes],
+    made_section: Mapping[str, Any],
+    made_parts: Mapping[str, bytes],
+    plan: Plan,
 ) -> tuple[str, Difference] | None:
     """Finds the first position and point whose root differs."""
     told, got = parts.get("digests.bin", b""), made_parts["digests.bin"]
@@ -100,7 +114,11 @@ def _activations(
     if len(told) != len(got):
         return f"digests.bin has {len(told)} bytes, replay gives {len(got)}", Difference()
     positions = claimed.request.positions
-    rows = [i for i in range(len(got) // STORED) if told[STORED * i :][:STORED] != got[STORED * i :][:STORED]]
+    rows = [
+        i
+        for i in range(len(got) // STORED)
+        if told[STORED * i :][:STORED] != got[STORED * i :][:STORED]
+    ]
     if not rows:
         difference = Difference(expected=section["activations"], got=made_section["activations"])
         return "root of the activations does not follow from digests.bin", difference
@@ -111,15 +129,31 @@ def _activations(
         point = plan.points[column].name
         block = next(b.name for b in plan.blocks if any(p.name == point for p in b.points))
     at = STORED * (position if position is not None else rows[0])
-    difference = Difference(position, None, block, point, told[at:][:STORED].hex(), got[at:][:STORED].hex())
-    where = " ".join(
-        text for text in (f"position {position}" if position is not None else "", f"at {block} ({point})" if block else "") if text
+    difference = Difference(
+        position, None, block, point, told[at:][:STORED].hex(), got[at:][:STORED].hex()
     )
-    prefix = "activations differ" if section["activations"] != made_section["activations"] else "digests.bin differs"
+    where = " ".join(
+        text
+        for text in (
+            f"position {position}" if position is not None else "",
+            f"at {block} ({point})" if block else "",
+        )
+        if text
+    )
+    prefix = (
+        "activations differ"
+        if section["activations"] != made_section["activations"]
+        else "digests.bin differs"
+    )
     return f"{prefix}: {where}", difference
 
 
-def _part(name: str, told: bytes, got: bytes, checked: list[str]) -> tuple[str, tuple[str, ...], Difference]:
-    at = next((i for i, (a, b) in enumerate(zip(told, got, strict=False)) if a != b), min(len(told), len(got)))
+def _part(
+    name: str, told: bytes, got: bytes, checked: list[str]
+) -> tuple[str, tuple[str, ...], Difference]:
+    at = next(
+        (i for i, (a, b) in enumerate(zip(told, got, strict=False)) if a != b),
+        min(len(told), len(got)),
+    )
     difference = Difference(expected=told[at:][:16].hex(), got=got[at:][:16].hex())
     return f"{name}: differs from the replay at byte {at}", tuple(checked), difference

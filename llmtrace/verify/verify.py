@@ -24,7 +24,7 @@ class Models(Protocol):
     """Where a replay gets its model from."""
 
     def find(self, model_id: str, name: str) -> Model:
-        """Gives the model with this id, placed on a device; raises Inconclusive if it is not here."""
+        """Gives the model with this id, on a device; raises Inconclusive if it is not here."""
 
 
 def verify(store: Store, entry: Entry, models: Models) -> Verdict:
@@ -37,7 +37,9 @@ def verify(store: Store, entry: Entry, models: Models) -> Verdict:
         return Verdict(INVALID, f"{findings[0].part}: {findings[0].reason}", (), None, ("replay",))
     record = entry.record
     if record.kind != "run":
-        return Verdict(INCONCLUSIVE, f"a record of kind '{record.kind}' holds nothing to replay", ("audit",))
+        return Verdict(
+            INCONCLUSIVE, f"a record of kind '{record.kind}' holds nothing to replay", ("audit",)
+        )
     try:
         claimed = evidence.claim(record.sections)
     except Trouble as error:
@@ -62,7 +64,9 @@ def replay(entry: Entry, claimed: evidence.Claim, model: Model) -> Verdict:
         return Verdict(INVALID, str(error), ("audit",))
     unknown = set(claimed.keep) - {point.name for point in plan.points}
     if unknown:
-        return Verdict(DIFFERS, f"keeps '{min(unknown)}', which is no point of the model", ("audit",))
+        return Verdict(
+            DIFFERS, f"keeps '{min(unknown)}', which is no point of the model", ("audit",)
+        )
     try:
         (done,) = [e for e in trace(model, plan, [claimed.request]) if isinstance(e, Done)]
     except LlmtraceError as error:

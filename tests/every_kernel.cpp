@@ -1,0 +1,146 @@
+// Runs every kernel on random and adversarial values and prints one digest a kernel.
+// Built for several hosts; all must print the same.
+#include "host.cpp"
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+static u64 state = 1;
+static u32 next() { state = state * 6364136223846793005ull + 1442695040888963407ull; return (u32)(state >> 32); }
+
+// Mostly around 1, with zeros of both signs, subnormals, tiny and large values between.
+static float value() {
+    u32 u = next();
+    switch (u >> 28) {
+        case 0: return from_bits(u & 0x80000000u);
+        case 1: return from_bits(next() & 0x807fffffu);
+        case 2: return from_bits((next() & 0x807fffffu) | 0x0d000000u);
+        case 3: return from_bits((next() & 0x807fffffu) | 0x49000000u);
+        default: return from_bits((next() & 0x81ffffffu) | 0x3e000000u);
+    }
+}
+static std::vector<float> values(size_t n) { std::vector<float> v(n); for (auto& x : v) x = value(); return v; }
+static std::vector<float> padded(size_t rows, size_t width, size_t ld) {
+    auto v = values(rows * ld);
+    for (size_t r = 0; r < rows; r++) for (size_t c = width; c < ld; c++) v[r * ld + c] = 0;
+    return v;
+}
+template <class T> static void report(const char* name, const std::vector<T>& v) {
+    u64 h = 1469598103934665603ull;
+    const u8* p = (const u8*)v.data();
+    for (size_t i = 0; i < v.size() * sizeof(T); i++) h = (h ^ p[i]) * 1099511628211ull;
+    printf("%s %016llx\n", name, (unsigned long long)h);
+}
+static u64 argument(const void* p) { return (u64)(uintptr_t)p; }
+static u64 argument(int i) { return (u32)i; }
+static u64 argument(float f) { return bits(f); }
+template <class... A> static void launch(Kernel kernel, A... args) {
+    u64 words[] = {argument(args)...};
+    static void* pool = pool_open(2);
+    Launch list{kernel, words};
+    pool_run(pool, &list, 1, 0);
+}
+
+static const i32 five = 5;
+
+static void weights() {
+    constexpr int N = 37, K = 1090, ld = 1120;
+    auto x = padded(5, K, ld), bias = values(N);
+    std::vector<u16> w(N * ld);
+    for (int r = 0; r < N; r++) for (int k = 0; k < K; k++) w[r * ld + k] = (u16)(bits(value()) >> 16);
+    std::vector<float> y(5 * N), wide = padded(N, K, ld);
+    launch(launch_linear_bf16, y.data(), w.data(), x.data(), bias.data(), &five, N, K, N, ld, ld);
+    report("linear_bf16", y);
+    for (auto& h : w) h &= 0xbfff;  // finite halves
+    launch(launch_linear_f16, y.data(), w.data(), x.data(), (const void*)nullptr, &five, N, K, N, ld, ld);
+    report("linear_f16", y);
+    for (i32 rows : {1, 2, 5}) {
+        launch(launch_linear_f32, y.data(), wide.data(), x.data(), bias.data(), &rows, N, K, N, ld, ld);
+        report("linear_f32", y);
+    }
+    i32 token[] = {3, 0, 36, 3, 9};
+    std::vector<float> rows(5 * ld);
+    launch(launch_embed_f16, rows.data(), w.data(), (const i32*)token, &five, K, ld, ld);
+    report("embed_f16", rows);
+    launch(launch_embed_bf16, rows.data(), w.data(), (const i32*)token, &five, K, ld, ld);
+    report("embed_bf16", rows);
+    std::vector<float> normalized(5 * ld), scale(5);
+    auto gain = padded(1, K, ld);
+    launch(launch_rms_norm, rows.data(), normalized.data(), scale.data(), x.data(), gain.data(), (const void*)nullptr, &five, K, ld, 1e-5f);
+    report("rms_norm", rows);
+    report("rms_norm scale", scale);
+    std::vector<u32> record(5 * 32);
+    u64 seed[] = {1, 2, 3, ~0ull, 5};
+    launch(launch_moments, record.data(), x.data(), (const u64*)seed, (const i32*)token, &five, K, 32, ld, 7);
+    report("moments", record);
+}
+
+static void elements() {
+    auto a = values(5 * 700), b = values(5 * 700);
+    std::vector<float> y(5 * 700);
+    launch(launch_silu_mul, y.data(), a.data(), b.data(), &five, 700, 700, 700);
+    report("silu_mul", y);
+    launch(launch_add, y.data(), a.data(), b.data(), &five, 700, 700);
+    report("add", y);
+}
+
+static void heads() {
+    constexpr int H = 4, G = 2, D = 40, P = 300, wide = 64;
+    i32 rows = P;
+    std::vector<i32> position(P), tile0(P, 1), table(P, 0);
+    for (int t = 0; t < P; t++) position[t] = t;
+    std::vector<float> cosine(P * D / 2), sine(P * D / 2), frequency(D / 2), factor(1, 1.5f), q(P * H * D), z(P * H * D);
+    for (int i = 0; i < D / 2; i++) frequency[i] = 1.0f / (float)(1 + i * i);
+    launch(launch_angles, cosine.data(), sine.data(), position.data(), table.data(), frequency.data(), factor.data(), &rows, D / 2, D / 2);
+    report("angles", cosine);
+    auto small = [](size_t n) { std::vector<float> v(n); for (auto& x : v) x = from_bits((next() & 0x80ffffffu) | 0x3e000000u); return v; };
+    auto x = small(P * H * D), k = small(P * G * D), v = values(P * G * D);
+    launch(launch_rope, q.data(), x.data(), cosine.data(), sine.data(), &rows, H, D / 2, D / 2, H * D, H * D);
+    report("rope", q);
+    std::vector<float> keys(4 * G * D * 128), vals(4 * G * 128 * wide);
+    launch(launch_kv_append, keys.data(), vals.data(), k.data(), v.data(), position.data(), tile0.data(), &rows, G, D, wide, G * D, G * D);
+    report("kv_append keys", keys);
+    report("kv_append values", vals);
+    launch(launch_attention_2, z.data(), q.data(), keys.data(), vals.data(), position.data(), tile0.data(), &rows, H, G, D, H * D, H * D, 0.25f);
+    report("attention_2", z);
+}
+
+static void draws() {
+    constexpr int V = 1003;
+    std::vector<float> logits(5 * V), heat = {0.0f, 0.5f, 1.0f, 2.0f, 100.0f}, logprob(5);
+    for (auto& x : logits) x = (float)(i32)(next() >> 24) / 16 - 8;  // many ties
+    std::vector<i32> top_k = {0, 0, 7, 50, 1}, row = {0, 1, 2, 3, 4}, position = {4, 9, 1, 0, 77}, token(5);
+    std::vector<u64> top_p = {1ull << 32, 1ull << 31, 3ull << 30, 1, 1ull << 32}, seed = {0, 1, ~0ull, 3, 4};
+    std::vector<u32> weight(5 * V);
+    launch(launch_sample, token.data(), logprob.data(), weight.data(), logits.data(), heat.data(), top_k.data(), top_p.data(),
+           seed.data(), row.data(), position.data(), &five, V, V);
+    report("sample", token);
+    report("sample logprob", logprob);
+    std::vector<u32> digest(5 * 3 * 8);
+    std::vector<u8> flaw(5 * 3);
+    Point points[] = {{argument(logits.data()), V, V, 0}, {argument(logits.data()), V, 1, 1}, {argument(logits.data()), V, 256, 2}};
+    launch(launch_blake3, digest.data(), flaw.data(), (const Point*)points, &five, 3, 3);
+    report("blake3", digest);
+}
+
+int main() {
+    weights();
+    elements();
+    heads();
+    draws();
+    auto x = values(100000);
+    std::vector<float> y(x.size()), z(x.size());
+    int n = (int)x.size();
+    launch(launch_math_exp, y.data(), x.data(), n);
+    report("exp", y);
+    launch(launch_math_log, y.data(), x.data(), n);
+    report("log", y);
+    launch(launch_math_sin_cos, y.data(), z.data(), x.data(), n);
+    report("sin", y);
+    report("cos", z);
+    launch(launch_math_tanh, y.data(), x.data(), n);
+    report("tanh", y);
+    launch(launch_math_erf, y.data(), x.data(), n);
+    report("erf", y);
+    exit(0);
+}
