@@ -74,15 +74,8 @@ class Models:
         """
         if model_id in self._placed:
             return self._placed[model_id]
-        from llmtrace.model.registry import SAMPLE
-
-        names = (
-            [self._named]
-            if self._named
-            else list(dict.fromkeys((name, self._session.settings.model or SAMPLE, SAMPLE)))
-        )
         seen = []
-        for candidate in names:
+        for candidate in candidates(self._session, self._named, name):
             try:
                 found = self._identify(self._folder(candidate))
             except LlmtraceError:
@@ -108,6 +101,20 @@ class Models:
         from llmtrace.model.identity import identify
 
         return identify(Checkpoint.open(folder), self._session.settings.cache / "models")
+
+
+def candidates(session: Session, named: str | None, recorded: str) -> list[str]:
+    """Lists where to look for a record's model: what the user named, or what may be it.
+
+    What a record calls its model is a name here or nothing, never a folder: a stranger chose it.
+    """
+    from llmtrace.model.registry import SAMPLE, listing, sample_folder
+
+    if named:
+        return [named]
+    known = {name for name, _ in listing(session.settings.models, sample_folder())}
+    own = [recorded] if recorded in known else []
+    return list(dict.fromkeys([*own, session.settings.model or SAMPLE, SAMPLE]))
 
 
 def points(architecture: Architecture, globs: tuple[str, ...]) -> tuple[str, ...]:

@@ -33,15 +33,13 @@ def checkpoint_of(session: Session, run: Run, named: str | None) -> Checkpoint |
     ``named`` is what the user calls it: raises Inconclusive if that is another model. What
     the record calls it is a name here or nothing, never a folder.
     """
+    from llmtrace.cli.opening import candidates
     from llmtrace.model.checkpoint import Checkpoint
     from llmtrace.model.identity import identify
-    from llmtrace.model.registry import SAMPLE, listing, resolve, sample_folder
+    from llmtrace.model.registry import resolve, sample_folder
 
     settings = session.settings
-    known = {name for name, _ in listing(settings.models, sample_folder())}
-    own = [run.model_name] if run.model_name in known else []
-    names = [named] if named else list(dict.fromkeys([*own, settings.model or SAMPLE, SAMPLE]))
-    for name in names:
+    for name in candidates(session, named, run.model_name):
         try:
             checkpoint = Checkpoint.open(resolve(name, settings.models, sample_folder()))
             found = identify(checkpoint, settings.cache / "models")
