@@ -185,6 +185,19 @@ HD float sum(const lanes& a) {
     w = _mm_add_ss(w, _mm_movehdup_ps(w));
     return _mm_cvtss_f32(w) + 0.0f;
 }
+// Four trees at once, each the tree of sum(): neighbours share the registers that a tree leaves empty.
+#define HAS_SUM4
+HD void sum4(float* to, const lanes& a, const lanes& b, const lanes& c, const lanes& d) {
+    __m512 s = _mm512_add_ps(a.v[0], a.v[1]), t = _mm512_add_ps(b.v[0], b.v[1]);
+    __m512 u = _mm512_add_ps(c.v[0], c.v[1]), v = _mm512_add_ps(d.v[0], d.v[1]);
+    __m512 st = _mm512_add_ps(_mm512_shuffle_f32x4(s, t, 0x44), _mm512_shuffle_f32x4(s, t, 0xee));
+    __m512 uv = _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x44), _mm512_shuffle_f32x4(u, v, 0xee));
+    __m512 w = _mm512_add_ps(_mm512_shuffle_f32x4(st, uv, 0x88), _mm512_shuffle_f32x4(st, uv, 0xdd));
+    w = _mm512_add_ps(w, _mm512_permute_ps(w, 0x0e));
+    w = _mm512_add_ps(w, _mm512_permute_ps(w, 0x01));
+    __m128 sums = _mm512_castps512_ps128(_mm512_permutexvar_ps(_mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0), w));
+    _mm_storeu_ps(to, _mm_add_ps(sums, _mm_setzero_ps()));
+}
 #elif defined(__FMA__)
 #include <immintrin.h>
 struct lanes { __m256 v[4]; };
@@ -236,6 +249,11 @@ HD float sum(const lanes& a) {
 }
 #endif
 
+#ifndef HAS_SUM4
+HD void sum4(float* to, const lanes& a, const lanes& b, const lanes& c, const lanes& d) {
+    to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
+}
+#endif
 constexpr int PARTS = sizeof(lanes) / sizeof(lanes::v[0]);
 HD lanes zero() { return splat(0.0f); }
 HD lanes add(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] + b.v[i]; return a; }

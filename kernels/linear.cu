@@ -12,6 +12,14 @@
 // One row alone is bound by memory: what it will need a page later is asked for now.
 #define AHEAD 4096
 
+template <int R, int S> HD void sums(float* to, const lanes (&acc)[R][S], int s) {
+#ifndef ON_CUDA
+    if constexpr (R == 4) return sum4(to, acc[0][s], acc[1][s], acc[2][s], acc[3][s]);
+#endif
+#pragma unroll
+    for (int r = 0; r < R; r++) to[r] = sum(acc[r][s]);
+}
+
 // R rows of w by S rows of x.
 template <int R, int S, class W>
 HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int K, const float* bias) {
@@ -35,12 +43,13 @@ HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, in
         }
     }
 #pragma unroll
-    for (int s = 0; s < S; s++)
+    for (int s = 0; s < S; s++) {
+        float total[R];
+        sums<R>(total, acc, s);
+        if (LEADER)
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-            float total = sum(acc[r][s]);
-            if (LEADER) y[s * ldy + r] = bias ? total + bias[r] : total;
-        }
+            for (int r = 0; r < R; r++) y[s * ldy + r] = bias ? total[r] + bias[r] : total[r];
+    }
 }
 
 #ifdef ON_CUDA
