@@ -85,9 +85,9 @@ template <class W> HD const float* widened(float* to, const W* w, i64 count) {
     return to;
 }
 
-// A panel of w is widened once and stays in the first-level cache while TOKENS_NEAR rows of x, which stay
-// in the second, pass over it.
-#define TOKENS_NEAR 96
+// A panel of w is widened once and stays in the first-level cache while as many rows of x as the second
+// holds pass over it.
+#define NEAR_BYTES (512 << 10)
 template <int R, class W>
 HD void panel(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int T, int K, const float* bias) {
     int t = 0;
@@ -105,8 +105,10 @@ HD void linear(Share share, float* y, const W* w, const float* x, const float* b
     }
     bool widen_once = T >= 2 * TOKENS && sizeof(W) < 4;
     float* wide = widen_once ? (float*)__builtin_alloca_with_align(sizeof(float) * ROWS * ldw, 512) : nullptr;
-    for (int t = 0; t < T; t += TOKENS_NEAR) {
-        int near = T - t < TOKENS_NEAR ? T - t : TOKENS_NEAR;
+    int most = NEAR_BYTES / (int)sizeof(float) / ldx / TOKENS * TOKENS;
+    if (most < 2 * TOKENS) most = 2 * TOKENS;
+    for (int t = 0; t < T; t += most) {
+        int near = T - t < most ? T - t : most;
         float* yt = y + (i64)t * ldy;
         const float* xt = x + (i64)t * ldx;
         FOR_ITEMS(item, panels) {

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 """Bytes of a ``kept.000`` part; the last may be shorter."""
 MOST_CHUNKS = 1000
+PROBES_FORMAT = 1
+"""Of ``probes.bin`` and ``features.json``; a later one stands beside it, for ever."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def trace_section(trace: Trace, model_id: str, numerics: str) -> dict[str, Any]:
 
 def probes_section(level: str, keep: tuple[str, ...]) -> dict[str, Any]:
     """Makes the ``probes`` section: what the probe parts hold."""
-    return {"level": level, "keep": sorted(keep)}
+    return {"format": PROBES_FORMAT, "level": level, "keep": sorted(keep)}
 
 
 def parts(
@@ -127,7 +129,9 @@ def _claim(trace: Any, probes: Any) -> Claim:
     )
     _exactly(trace["sampling"], "temperature top_k top_p")
     _exactly(trace["limits"], "max_tokens stop")
-    _exactly(probes, "level keep")
+    _exactly(probes, "format level keep")
+    if probes["format"] != PROBES_FORMAT:
+        raise ValueError("format of the probes is unknown")
     if probes["level"] not in LEVELS:
         raise ValueError("level of the probes is unknown")
     sampling = Sampling(
