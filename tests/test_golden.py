@@ -26,13 +26,17 @@ def test_golden_records_verify(
 ) -> None:
     store = tmp_path / "store.git"
     subprocess.run(["git", "clone", "--quiet", "--bare", bundle, store], check=True)
-    expected = dict(line.split() for line in bundle.with_suffix(".checksums").read_text().splitlines())
+    expected = dict(
+        line.split() for line in bundle.with_suffix(".checksums").read_text().splitlines()
+    )
     models = {"sample": [], "model": ["-m", str(GOLDEN / "model")]}
     for commit, checksum in expected.items():
         assert main(["--store", str(store), "show", commit, "--json"]) == 0
         shown = json.loads(capsys.readouterr().out.split("\n")[0])
         name = shown["record"]["attested"]["model"]
-        status = main(["--store", str(store), "verify", commit, "-d", "cpu", *models[name], "--json"])
+        status = main(
+            ["--store", str(store), "verify", commit, "-d", "cpu", *models[name], "--json"]
+        )
         line = json.loads(capsys.readouterr().out.split("\n")[0])
         assert (status, line["verdict"], line["reason"]) == (0, "verified", "")
         assert shown["checksum"] == checksum
