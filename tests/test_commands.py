@@ -149,6 +149,7 @@ def test_every_json_line_is_as_its_schema_says(
         ["model", "list"],
         ["model", "info", "tiny"],
         ["model", "add", "second", place / "other"],
+        ["init"],
         ["completion", "bash"],
         ["log", "nowhere"],
     ):

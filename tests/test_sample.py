@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from running import device
-from test_math import philox
 
 from llmtrace.device.device import Launch
+from running import device
+from test_math import philox
 
 ALL = 1 << 32
 
 
 def draw(
-    logits: np.ndarray, heat: list[float], top_k: list[int], top_p: list[int], seed: list[int], at: list[int]
+    logits: np.ndarray,
+    heat: list[float],
+    top_k: list[int],
+    top_p: list[int],
+    seed: list[int],
+    at: list[int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs the kernel on rows of logits (T, V) f32: tokens (T,) and logprobs (T,)."""
     on, (rows, width) = device(), logits.shape
@@ -91,7 +96,7 @@ def test_draws_follow_the_contract(kind: str) -> None:
 
 
 def test_frequencies_are_the_probabilities() -> None:
-    """20,000 seeds of one row of 5 tokens: chi-squared with 4 degrees of freedom below 18.5 (0.1 %)."""
+    """20,000 seeds, 5 tokens: chi-squared, 4 degrees of freedom, is below 18.5 (0.1 %)."""
     row = np.log(np.array([0.5, 0.25, 0.15, 0.07, 0.03])).astype("<f4")
     n = 20_000
     tokens, _ = draw(np.tile(row, (n, 1)), [1.0] * n, [0] * n, [ALL] * n, list(range(n)), [7] * n)

@@ -27,6 +27,7 @@ COMMANDS = {  # in the order of use, each with the first line of its help
     "diff": "Compare two records",
     "export": "Write the samples and kept tensors of a record to a file",
     "model": "List, examine and name models",
+    "init": "Make a store with a node of one's own and print its id",
     "completion": "Print the completion script for a shell",
 }
 

@@ -45,7 +45,9 @@ class CudaDevice(Device):
         self._gpu = self._cupy.cuda.Device(index)
         with self._gpu:
             self._stream = self._cupy.cuda.Stream(non_blocking=True)
-        self._blocks = BLOCKS * int(self._gpu.attributes["MultiProcessorCount"])
+        runtime = self._cupy.cuda.runtime
+        count = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, index)
+        self._blocks = BLOCKS * int(count)
         architecture = f"sm_{self._gpu.compute_capability}"
         self._cubins = nvrtc.cubins(kernels, cache, architecture, announce)
         self._functions: dict[str, Any] = {}
