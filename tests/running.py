@@ -14,6 +14,7 @@ from llmtrace.model.architecture import Architecture
 from llmtrace.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    from llmtrace.device.device import Device
     from llmtrace.engine.request import Request
     from llmtrace.engine.sequence import Trace
 
@@ -28,7 +29,7 @@ def device(
     return CpuDevice(kernels_folder(), CACHE, threads=threads, cxx=cxx, cpu=cpu, flags=flags)
 
 
-def load(folder: Path, on: CpuDevice | None = None, model_id: str = "test") -> Model:
+def load(folder: Path, on: Device | None = None, model_id: str = "test") -> Model:
     checkpoint = Checkpoint.open(folder)
     architecture = Architecture.of(checkpoint)
     architecture.check(checkpoint)

@@ -60,13 +60,19 @@ class Weights:
         return [self._checkpoint.tensors[name] for name in names]
 
     def _place(self, arrays: list[np.ndarray]) -> Array:
+        import numpy as np
+
         rows, width = sum(len(a) for a in arrays), arrays[0].shape[1]
-        if len(arrays) == 1 and width == padded(width):
+        if width != padded(width):
+            stacked = np.zeros((rows, padded(width)), arrays[0].dtype)
+            np.concatenate(arrays, out=stacked[:, :width])
+            return self._device.upload(stacked)
+        if len(arrays) == 1:
             return self._device.upload(arrays[0])
-        placed = self._device.zeros((rows, padded(width)), arrays[0].dtype.str)
+        placed = self._device.zeros((rows, width), arrays[0].dtype.str)
         begin = 0
         for array in arrays:
-            self._device.write(placed[begin : begin + len(array), :width], array)
+            self._device.write(placed[begin : begin + len(array)], array)
             begin += len(array)
         return placed
 
