@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TILE = 128
 """Positions in a tile of the KV cache (``kernels/attention.cu``)."""
+SMALL = 16
+"""Rows up to which a step counts as decode: a GPU's grids are sized for it."""
 RECORD_WORDS = 32
 """32-bit words of a probe record (``kernels/moments.cu``)."""
 
@@ -88,8 +90,9 @@ class Plan:
             for p in self.points
             if p.name in self.keep
         }
-        self._tables: list[Array] = []
-        self._steps: dict[int, Step] = {}
+        self._small = min(limits.rows, SMALL)
+        sizes = {self._small, limits.rows}
+        self._steps: dict[int, Step] = {n: device.capture(self._launches(n)) for n in sizes}
 
     def step(self, feed: dict[str, np.ndarray]) -> None:
         """Feeds tokens: runs every block on them, digests and probes included.
@@ -105,10 +108,7 @@ class Plan:
         for name, values in feed.items():
             self.device.write(self._inputs[name], values)
         self.device.write(self._inputs["count"], np.array([rows, picks], np.int32))
-        small = min(self.limits.rows, 16)
-        size = small if rows <= small and picks <= small else self.limits.rows
-        if size not in self._steps:
-            self._steps[size] = self.device.capture(self._launches(size))
+        size = self._small if max(rows, picks) <= self._small else self.limits.rows
         self._steps[size].run(self._weights.nbytes * rows)
 
     def set_table(self, index: int, frequencies: np.ndarray, factor: np.float32) -> None:
