@@ -92,6 +92,7 @@ HD float sum(lanes a) {
     for (int h = 16; h > 0; h >>= 1) t = __fadd_rn(t, __shfl_xor_sync(~0u, t, h));
     return __fadd_rn(t, 0.0f);
 }
+HD void sum4(float* to, lanes a, lanes b, lanes c, lanes d) { to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d); }
 HD u64 all_sum(u64 x) {
     for (int h = 16; h > 0; h >>= 1) x += __shfl_xor_sync(~0u, x, h);
     return x;

@@ -13,11 +13,11 @@
 #define AHEAD 4096
 
 template <int R, int S> HD void sums(float* to, const lanes (&acc)[R][S], int s) {
-#ifndef ON_CUDA
-    if constexpr (R == 4) return sum4(to, acc[0][s], acc[1][s], acc[2][s], acc[3][s]);
-#endif
+    constexpr int FOURS = R / 4 * 4;
 #pragma unroll
-    for (int r = 0; r < R; r++) to[r] = sum(acc[r][s]);
+    for (int r = 0; r < FOURS; r += 4) sum4(to + r, acc[r][s], acc[r + 1][s], acc[r + 2][s], acc[r + 3][s]);
+#pragma unroll
+    for (int r = FOURS; r < R; r++) to[r] = sum(acc[r][s]);
 }
 
 // R rows of w by S rows of x.
@@ -29,17 +29,15 @@ HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, in
 #pragma unroll
         for (int s = 0; s < S; s++) acc[r][s] = zero();
     for (int k = 0; k < K; k += 32) {
-        lanes a[R];
+        lanes b[S];
+#pragma unroll
+        for (int s = 0; s < S; s++) b[s] = load(x + s * ldx + k);
 #pragma unroll
         for (int r = 0; r < R; r++) {
-            a[r] = load(w + r * ldw + k);
+            lanes a = load(w + r * ldw + k);
             if (R * S == 1) PREFETCH((const char*)(w + k) + AHEAD);
-        }
 #pragma unroll
-        for (int s = 0; s < S; s++) {
-            lanes b = load(x + s * ldx + k);
-#pragma unroll
-            for (int r = 0; r < R; r++) acc[r][s] = fma(a[r], b, acc[r][s]);
+            for (int s = 0; s < S; s++) acc[r][s] = fma(a, b[s], acc[r][s]);
         }
     }
 #pragma unroll

@@ -86,6 +86,7 @@ KERNEL(sample, i32* token, float* logprob, u32* weight, const float* logits, con
                 if (below + part <= target) { below += part; chosen = end; }
             }
         }
+        if (chosen >= V) chosen = V - 1;  // logits of which none is finite: the run ends, but nothing is read past them
         if (LEADER) {
             token[t] = chosen;
             logprob[t] = (x[chosen] - max) - logarithm((float)unit * 0x1p-31f);

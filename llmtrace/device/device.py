@@ -102,7 +102,7 @@ def open_device(
         from llmtrace.device import cuda
 
         if kind == "cuda" or cuda.is_available():
-            return cuda.CudaDevice(kernels, cache, int(index or 0))
+            return cuda.CudaDevice(kernels, cache, int(index or 0), announce)
     from llmtrace.device.cpu import CpuDevice
 
     return CpuDevice(kernels, cache, threads=threads, cxx=cxx, cpu=cpu, announce=announce)

@@ -1,0 +1,107 @@
+"""The device half of every kernel, its warps emulated, gives the bits of the host half.
+
+No GPU takes part: see warps.h for what that leaves open, and test_cuda.py for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kernel_cases
+import warp_emulator
+from llmtrace.device.compile import kernels_folder
+from llmtrace.device.cpu import CpuDevice
+from llmtrace.device.cuda import CudaDevice
+from llmtrace.device.device import Launch
+from llmtrace.errors import Inconclusive
+
+CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace"
+CASES = [case for family in kernel_cases.FAMILIES for case in kernel_cases.cases(family, 3000)]
+FORWARD, BACKWARD, SHUFFLED = 0, 1, 7
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuDevice:
+    try:
+        return CpuDevice(kernels_folder(), CACHE, threads=2)
+    except Inconclusive as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def library(cpu: CpuDevice) -> warp_emulator.Library:
+    assert cpu
+    return warp_emulator.Library(sorted(kernels_folder().glob("*.cu")), CACHE)
+
+
+@pytest.fixture
+def gpu(library: warp_emulator.Library, monkeypatch: pytest.MonkeyPatch) -> CudaDevice:
+    return warp_emulator.cuda_device(library, monkeypatch)
+
+
+@pytest.mark.parametrize("order", [FORWARD, BACKWARD, SHUFFLED])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_warps_give_the_bits_of_the_cpu(
+    case: kernel_cases.Case, order: int, cpu: CpuDevice, gpu: CudaDevice,
+    library: warp_emulator.Library,
+) -> None:
+    library.order = order
+    assert not kernel_cases.differences(case.run(gpu), case.run(cpu))
+
+
+def test_every_kernel_has_a_case(library: warp_emulator.Library) -> None:
+    assert set().union(*(case.kernels for case in CASES)) == set(library.names)
+
+
+PARTED = "KERNEL(parted, u64* y) { if (LANE < 16) y[LANE] = all_sum((u64)1); }"
+RACING = """KERNEL(racing, u64* y) {
+    SCRATCH(u64, box, 32);
+    box[LANE] = LANE;
+    y[LANE] = box[31 - LANE];
+}"""
+
+
+def test_emulator_sees_a_warp_that_parts_and_a_race(
+    cpu: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernels are cleared of would have been seen."""
+    source = tmp_path / "wrong.cu"
+    source.write_text(f'#include "lanes.cuh"\n{PARTED}\n{RACING}\n')
+    library = warp_emulator.Library([source], tmp_path)
+    gpu = warp_emulator.cuda_device(library, monkeypatch)
+    y = gpu.zeros((32,), "u8")
+    with pytest.raises(AssertionError, match="'parted': some threads of a warp wait"):
+        gpu.capture([Launch("parted", (y,), 1)]).run(0)
+    seen = set()
+    for library.order in (FORWARD, BACKWARD):
+        gpu.capture([Launch("racing", (y,), 1)]).run(0)
+        seen.add(gpu.download(y).tobytes())
+    assert len(seen) == 2
+
+
+def test_device_moves_arrays_and_refuses_other_arguments(gpu: CudaDevice) -> None:
+    host = np.arange(12, dtype=np.float32).reshape(4, 3)
+    array = gpu.upload(host[:, ::-1])
+    gpu.write(array, np.full((2, 3), 7, np.float32))
+    gpu.write(array, np.zeros((0, 3), np.float32))
+    assert gpu.download(array).tolist() == [[7, 7, 7], [7, 7, 7], [8, 7, 6], [11, 10, 9]]
+    assert not gpu.download(gpu.zeros((2, 2), "u4")).any()
+    for wrong in (1.0, np.int64(1), "y"):
+        with pytest.raises(AttributeError):
+            gpu.capture([Launch("add", (array, wrong), 1)])
+
+
+def test_one_capture_serves_every_size(gpu: CudaDevice) -> None:
+    """Sizes are read when the step runs, and its arrays live as long as it does."""
+    x = gpu.upload(np.ones((3, 32), np.float32))
+    y, rows = gpu.zeros((3, 32), "f4"), gpu.zeros((1,), "i4")
+    step = gpu.capture([Launch("add", (y, x, x, rows, 32, 32), 3)])
+    del x
+    for count in (1, 3):
+        gpu.write(rows, np.array([count], np.int32))
+        step.run(0)
+        assert gpu.download(y).sum() == 64 * count
