@@ -1,0 +1,304 @@
+"""Decode and prefill of a 350M Llama on the CPU: llmtrace beside llama.cpp and beside the floors.
+
+    python -m tests.bench_cpu --work DIR --llama-bench FILE [--pairs 3] [--threads 2] [--depth 0]
+
+From the top of the checkout. DIR keeps the weights (1.4 GB, made at first use). Beside llmtrace
+it needs numpy, gguf (PyPI), a C++ compiler and llama.cpp's llama-bench, whose sources are in
+the source package of llama-cpp-python:
+
+    cmake -S vendor/llama.cpp -B build -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_SERVER=OFF \\
+        -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF && cmake --build build --target llama-bench
+
+One JSON line a pair, the runs in turn, then one of medians. Ratios are llmtrace over
+llama.cpp: above one, llmtrace is faster. Each pair measures its own floors, and
+``others_cores``: how many cores other programs used meanwhile. Believe a pair where that is
+near zero.
+
+What is compared: the same bf16 weights; prompts of 256 tokens, then 64 steps of one token.
+llmtrace computes in float32, samples, digests and probes every point as ``llmtrace run`` does.
+llama.cpp rounds activations to bf16 (where the CPU multiplies bf16, no float32 floor holds for
+it), samples nothing and decodes from an empty context; --depth 256 gives it ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests import bench_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROMPT_TOKENS, NEW_TOKENS = 256, 64
+ROUNDS = 3
+"""Runs of each engine in a pair, after one to warm up; their median counts."""
+KINDS = ("decode", "prefill")
+
+# Prints the best and the median of many short passes: the best is the machine's, the
+# median what it had to give while others ran.
+CEILINGS = r"""
+#include <sys/mman.h>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+#ifdef __AVX512F__
+enum { BYTES = 64, CHAINS = 24 };
+#else
+enum { BYTES = 32, CHAINS = 12 };
+#endif
+typedef std::chrono::steady_clock Clock;
+typedef float floats __attribute__((vector_size(BYTES)));
+typedef unsigned long long words __attribute__((vector_size(BYTES)));
+const size_t SIZE = 512u << 20;  // a thread; far beyond any cache
+const int PASSES = 15, STEPS = 1 << 19;
+volatile float half = 0.5f, one = 1.0f, sink;
+volatile unsigned long long word_sink;
+
+void read(char* from) {
+    words sum[8] = {};
+    const words* at = (const words*)from;
+    for (size_t i = 0; i < SIZE / BYTES; i += 8)
+        for (int k = 0; k < 8; k++) sum[k] += at[i + k];
+    for (int k = 1; k < 8; k++) sum[0] += sum[k];
+    word_sink = sum[0][0];
+}
+
+void multiply(char*) {
+    floats sum[CHAINS], a = half - floats{}, b = one - floats{};
+    for (int k = 0; k < CHAINS; k++) sum[k] = one * k - floats{};  // equal chains would be one
+    for (int i = 0; i < STEPS; i++) {
+#pragma GCC unroll 32
+        for (int k = 0; k < CHAINS; k++) sum[k] = sum[k] * a + b;
+    }
+    for (int k = 1; k < CHAINS; k++) sum[0] += sum[k];
+    sink = sum[0][0];
+}
+
+std::vector<double> passes(int threads, std::vector<char*>& memory, void (*work)(char*)) {
+    std::vector<double> seconds;
+    for (int pass = 0; pass < PASSES; pass++) {
+        std::atomic<int> ready{0};
+        std::vector<std::thread> pool;
+        auto body = [&](int i) {
+            for (ready++; ready < threads;) {}
+            work(memory[i]);
+        };
+        for (int i = 1; i < threads; i++) pool.emplace_back(body, i);
+        while (ready < threads - 1) {}
+        auto start = Clock::now();
+        body(0);
+        for (auto& t : pool) t.join();
+        seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    }
+    std::sort(seconds.begin(), seconds.end());
+    return seconds;
+}
+
+int main(int, char** argv) {
+    int threads = atoi(argv[1]);
+    std::vector<char*> memory(threads);
+    for (auto& each : memory) {
+        each = (char*)mmap(0, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        madvise(each, SIZE, MADV_HUGEPAGE);
+        std::fill(each, each + SIZE, 1);
+    }
+    auto r = passes(threads, memory, read), f = passes(threads, memory, multiply);
+    double gb = threads * SIZE / 1e9, gflop = 2.0 * threads * STEPS * CHAINS * (BYTES / 4) / 1e9;
+    printf("{\"read_gb_s\": [%.2f, %.2f], \"fma_gflop_s\": [%.1f, %.1f]}\n", gb / r[0],
+           gb / r[PASSES / 2], gflop / f[0], gflop / f[PASSES / 2]);
+}
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and with what."""
+
+    checkpoint: Path
+    gguf: Path
+    llama_bench: Path
+    ceilings: Path
+    threads: int
+    depth: int
+
+
+def llmtrace_times(
+    checkpoint: Path,
+    prompt_tokens: int = PROMPT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
+    threads: int = 2,
+) -> tuple[float, float]:
+    """Seconds of a prompt up to its first token, and of the steps of one token after it.
+
+    As ``llmtrace run`` does it: digests, probes and the trace's commitment are within. Loading
+    and packing the weights are not.
+    """
+    import numpy as np
+
+    from llmtrace.device.compile import kernels_folder
+    from llmtrace.device.cpu import CpuDevice
+    from llmtrace.engine.request import Request
+    from llmtrace.engine.trace import Done, Model, Token, trace
+    from llmtrace.model.architecture import Architecture
+    from llmtrace.model.checkpoint import Checkpoint
+
+    device = CpuDevice(kernels_folder(), checkpoint.parent / "kernels", threads=threads)
+    opened = Checkpoint.open(checkpoint)
+    model = Model.place(opened, Architecture.of(opened), device, "bench")
+    prompt = np.random.default_rng(1).integers(0, bench_shape.VOCAB, prompt_tokens)
+    request = Request(tuple(prompt.tolist()), new_tokens + 1)  # the prompt's step gives one
+    plan = model.plan([request])
+    times = []
+    for _ in range(ROUNDS + 1):
+        first, started = 0.0, time.perf_counter()
+        for event in trace(model, plan, [request]):
+            if isinstance(event, Token) and not first:
+                first = time.perf_counter()
+        assert isinstance(event, Done)
+        assert len(event.trace.output) == new_tokens + 1
+        times.append((first - started, time.perf_counter() - first))
+    prefill, decode = zip(*times[1:], strict=True)
+    return statistics.median(prefill), statistics.median(decode)
+
+
+def llmtrace_speeds(setting: Setting) -> dict[str, float]:
+    # in a process of its own, as llama-bench is: nothing of it stays to disturb the next run
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        call = pool.submit(llmtrace_times, setting.checkpoint, threads=setting.threads)
+        prefill_s, decode_s = call.result()
+    return {"decode": NEW_TOKENS / decode_s, "prefill": PROMPT_TOKENS / prefill_s}
+
+
+def llama_speeds(setting: Setting) -> dict[str, float]:
+    tests = {
+        "prefill": ["-p", str(PROMPT_TOKENS), "-n", "0"],
+        "decode": ["-p", "0", "-n", str(NEW_TOKENS), "-d", str(setting.depth)],
+    }
+    shared = ["-t", str(setting.threads), "-r", str(ROUNDS), "-o", "json"]
+    speeds = {}
+    for kind, sizes in tests.items():
+        command = [str(setting.llama_bench), "-m", str(setting.gguf), *shared, *sizes]
+        (found,) = json.loads(output(command))
+        assert found["model_type"].endswith(" BF16"), found["model_type"]
+        speeds[kind] = statistics.median(found["samples_ts"])
+    return speeds
+
+
+def output(command: list[str]) -> str:
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return done.stdout.decode()
+
+
+def watched(call: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of a call, and how many cores other programs used while it ran."""
+    before, started = others_s(), time.perf_counter()
+    result = call()
+    return result, round((others_s() - before) / (time.perf_counter() - started), 2)
+
+
+def others_s() -> float:
+    # user, nice, system, irq, softirq and steal of the machine, less what we and our children used
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    machine = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+    return machine - sum(os.times()[:4])
+
+
+def pair(setting: Setting) -> dict[str, Any]:
+    measure = {
+        "ceilings": lambda: json.loads(output([str(setting.ceilings), str(setting.threads)])),
+        "llmtrace": lambda: llmtrace_speeds(setting),
+        "llama.cpp": lambda: llama_speeds(setting),
+    }
+    found = {name: watched(call) for name, call in measure.items()}
+    ceilings, ours, theirs = (result for result, _ in found.values())
+    floor = {
+        "decode": ceilings["read_gb_s"][0] * 1e9 / bench_shape.DECODE_BYTES,
+        "prefill": ceilings["fma_gflop_s"][0] * 1e9 / bench_shape.PREFILL_FLOP,
+    }
+    line: dict[str, Any] = {
+        f"{kind}_tok_s": {
+            "llmtrace": round(ours[kind], 2),
+            "llama.cpp": round(theirs[kind], 2),
+            "floor": round(floor[kind], 1),
+        }
+        for kind in KINDS
+    }
+    line["ratio"] = {kind: round(ours[kind] / theirs[kind], 3) for kind in KINDS}
+    line["of_floor"] = {kind: round(ours[kind] / floor[kind], 3) for kind in KINDS}
+    line["ceilings_best_median"] = ceilings
+    line["others_cores"] = {name: others for name, (_, others) in found.items()}
+    return line
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in ("decode_tok_s", "prefill_tok_s", "ratio", "of_floor"):
+        columns = {name: sorted(line[part][name] for line in lines) for name in lines[0][part]}
+        found[part] = {
+            name: {"median": round(statistics.median(column), 3), "spread": [column[0], column[-1]]}
+            for name, column in columns.items()
+        }
+    return found
+
+
+def compiled(folder: Path) -> Path:
+    """Compiles the program that measures the ceilings."""
+    source, program = folder / "ceilings.cpp", folder / "ceilings"
+    source.write_text(CEILINGS)
+    flags = ["-O3", "-march=native", "-std=c++17", "-pthread"]
+    subprocess.run([os.environ.get("CXX", "g++"), *flags, source, "-o", program], check=True)
+    return program
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.stdout.strip() or "none"
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder that keeps the weights")
+    parser.add_argument("--llama-bench", type=Path, required=True, help="llama.cpp's program")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--depth", type=int, default=0, help="context llama.cpp decodes after")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    checkpoint, gguf = bench_shape.make(options.work)
+    ceilings = compiled(options.work)
+    setting = Setting(
+        checkpoint, gguf, options.llama_bench, ceilings, options.threads, options.depth
+    )
+    lines = []
+    for index in range(options.pairs):
+        lines.append(pair(setting))
+        print(json.dumps({"pair": index + 1, **lines[-1]}), flush=True)
+    about = {"pairs": options.pairs, "threads": options.threads, "depth": options.depth}
+    about |= {"commit": commit(), "cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    print(json.dumps({"median": summary(lines), **about}))
+
+
+if __name__ == "__main__":
+    main()
