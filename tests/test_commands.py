@@ -81,6 +81,12 @@ def test_log_feeds_verify(commits: dict[str, str], store: Store) -> None:
     assert verified.lines == [f"verified {commits[name]}" for name in ("kept", "drawn")]
 
 
+def test_verifying_nothing_is_not_success() -> None:
+    answer = call("verify", "-d", "cpu", "-", stdin="")
+    assert (answer.status, answer.out) == (4, "")
+    assert "no commit on standard input" in answer.err
+
+
 def test_log_goes_on_after_a_record_that_cannot_be_read(
     store: Store, commits: dict[str, str]
 ) -> None:

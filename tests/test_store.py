@@ -102,7 +102,7 @@ def test_an_unknown_revision_is_trouble_with_a_hint(store, revision):
     with pytest.raises(Trouble) as caught:
         store.read(revision)
     assert str(caught.value) == f"no record '{revision}'"
-    assert caught.value.hints == ("fetch it with 'llmtrace fetch origin'",)
+    assert caught.value.hints == ("see 'llmtrace log'",)
 
 
 def test_no_store_is_trouble(tmp_path):
@@ -268,6 +268,8 @@ def test_a_read_only_folder_is_trouble_and_leaves_nothing(store, tmp_path, close
         path.chmod(0o500 if path.is_dir() else 0o400)
     if os.getuid() == 0:
         own_by_nobody(tmp_path)
+        if not all(parent.stat().st_mode & 0o001 for parent in tmp_path.parents):
+            pytest.skip("we are root, and nobody else can reach the folder of the tests")
 
     def write():
         if os.getuid() == 0:

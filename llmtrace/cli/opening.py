@@ -47,6 +47,9 @@ class Models:
     def __init__(
         self, session: Session, named: str | None, device: str | None, threads: int | None
     ) -> None:
+        from llmtrace.device.device import parse_name
+
+        parse_name(device or session.settings.device)  # before any work
         self._session, self._named = session, named
         self._device_options = (device, threads)
         self._device: Device | None = None

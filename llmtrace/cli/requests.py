@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.cli.input import read_lines
 from llmtrace.engine.request import TOP_P_ALL, Request, Sampling
-from llmtrace.errors import Misuse, Trouble
+from llmtrace.errors import LlmtraceError, Misuse, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,8 +19,18 @@ if TYPE_CHECKING:
     from llmtrace.model.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 64
-LINE_KEYS = ("prompt", "prompt_tokens", "max_tokens", "temperature", "top_k", "top_p", "seed")
-"""Keys of a batch line; what is absent is as on the command line."""
+LARGEST = float.fromhex("0x1.fffffep+127")  # of float32
+LINE_KEYS = {
+    "prompt": "text",
+    "prompt_tokens": "list of whole numbers",
+    "max_tokens": "whole number",
+    "temperature": "number",
+    "top_k": "whole number",
+    "top_p": "number",
+    "seed": "whole number",
+}
+"""Keys of a batch line and what they hold; what is absent is as on the command line."""
+LINE = '{"prompt": "Once upon a time"}'
 
 
 @dataclass(frozen=True)
@@ -44,22 +55,35 @@ def jobs(
         return
     for number, line in enumerate(read_lines(options["batch"]), 1):
         where = f"line {number} of '{options['batch']}'"
-        try:
-            asked = json.loads(line)
-        except ValueError as error:
-            raise Trouble(f"{where} is not JSON: {error}") from None
-        if not isinstance(asked, dict) or not ({"prompt", "prompt_tokens"} & set(asked)):
-            raise Trouble(f"{where} is no object with a prompt", '{"prompt": "Once upon a time"}')
-        unknown = sorted(set(asked) - set(LINE_KEYS))
-        if unknown:
-            raise Trouble(
-                f"unknown key '{unknown[0]}' in {where}", "the keys are " + ", ".join(LINE_KEYS)
-            )
-        merged = {**options, "prompt": None, "prompt_tokens": None, **asked}
+        merged = {**options, "prompt": None, "prompt_tokens": None, **_read_line(line, where)}
         try:
             yield _job(merged, model, tokenizer, out, is_alone=False)
-        except (Misuse, TypeError, ValueError) as error:
-            raise Trouble(f"{where}: {error}") from None
+        except LlmtraceError as error:
+            raise Trouble(f"{where}: {error}", *error.hints) from None
+
+
+def _read_line(line: str, where: str) -> dict[str, Any]:
+    """What a line of a batch asks for: keys of LINE_KEYS, each of its kind; Trouble for others."""
+    try:
+        asked = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise Trouble(f"{where} is not JSON: {error}", LINE) from None
+    if not isinstance(asked, dict) or len({"prompt", "prompt_tokens"} & set(asked)) != 1:
+        raise Trouble(f"{where} is no object with one prompt", LINE)
+    for key, value in asked.items():
+        if key not in LINE_KEYS:
+            raise Trouble(f"unknown key '{key}' in {where}", "the keys are " + ", ".join(LINE_KEYS))
+        if not _is(LINE_KEYS[key], value):
+            raise Trouble(f"'{key}' in {where} is no {LINE_KEYS[key]}")
+    return asked
+
+
+def _is(kind: str, value: object) -> bool:
+    """Says whether a JSON value is of a kind; true and false are no numbers."""
+    if kind == "list of whole numbers":
+        return isinstance(value, list) and all(_is("whole number", each) for each in value)
+    types = {"text": (str,), "whole number": (int,), "number": (int, float)}
+    return type(value) in types[kind]
 
 
 def _job(
@@ -77,10 +101,8 @@ def _job(
         raise Misuse(
             f"model '{model.checkpoint.path}' has no tokenizer.json", "use --prompt-tokens"
         )
-    elif not isinstance(text, str):
-        raise Misuse("prompt is no text")
     else:
-        tokens = tuple(tokenizer.encode(text))
+        tokens = _encoded(text, tokenizer)
     request = Request(
         tokens,
         _max_tokens(asked["max_tokens"], len(tokens), model, out),
@@ -89,6 +111,14 @@ def _job(
     )
     list(model.checked([request]))
     return Job(request, text, is_alone)
+
+
+def _encoded(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a pair in JSON, or bytes of the command line
+        raise Trouble(f"the prompt is not UTF-8 text at character {error.start}") from None
+    return tuple(tokenizer.encode(text))
 
 
 def _max_tokens(asked: int | None, prompt: int, model: Model, out: Output) -> int:
@@ -111,21 +141,22 @@ def sampling(asked: Mapping[str, Any]) -> Sampling:
     """Reads temperature, top-k, top-p and seed; raises Misuse for what has no meaning."""
     import numpy as np
 
-    temperature, top_p = np.float32(asked["temperature"]), float(asked["top_p"])
-    if not (np.isfinite(temperature) and temperature >= 0):
+    if not 0 <= asked["temperature"] <= LARGEST:
         raise Misuse(f"temperature '{asked['temperature']}' is not from 0 up")
-    if not 0 < top_p <= 1:
+    if not 0 < asked["top_p"] <= 1:
         raise Misuse(f"top-p '{asked['top_p']}' is not between 0 and 1")
     if not 0 <= asked["top_k"] < 1 << 31:
         raise Misuse(f"top-k '{asked['top_k']}' is not from 0 up")
     if not 0 <= asked["seed"] < 1 << 64:
         raise Misuse(f"seed '{asked['seed']}' is not below 2^64")
-    return Sampling(temperature, int(asked["top_k"]), round(top_p * TOP_P_ALL), int(asked["seed"]))
+    temperature, top_p = np.float32(asked["temperature"]), round(asked["top_p"] * TOP_P_ALL)
+    return Sampling(temperature, asked["top_k"], top_p, asked["seed"])
 
 
 def _ids(asked: str | list[int]) -> tuple[int, ...]:
-    words = asked.replace(",", " ").split() if isinstance(asked, str) else asked
-    try:
-        return tuple(int(word) for word in words)
-    except ValueError:
-        raise Misuse(f"'{asked}' is no list of token ids", "--prompt-tokens '1 5 7'") from None
+    if not isinstance(asked, str):
+        return tuple(asked)
+    words = asked.replace(",", " ").split()
+    if not all(re.fullmatch("[0-9]{1,9}", word) for word in words):
+        raise Misuse(f"'{asked}' is no list of token ids", "--prompt-tokens '1 5 7'")
+    return tuple(map(int, words))

@@ -121,10 +121,11 @@ def run(session: Session, **options: Any) -> int:
     from llmtrace.cli.requests import jobs
     from llmtrace.model.registry import SAMPLE
 
-    prompt = _prompt(options)
-    version_name = version(options["numerics"] or session.settings.numerics)
     if session.json:
         options["form"] = "json"
+    session.out.json = options["form"] == "json"
+    prompt = _prompt(options)
+    version_name = version(options["numerics"] or session.settings.numerics)
     name = options["model"] or session.settings.model or SAMPLE
     model = Models(session, name, options["device"], options["threads"]).open(name)
     tokenizer = _tokenizer(model)
@@ -188,7 +189,7 @@ def _traces(
 
     requests = [job.request for job in asked]
     plan = model.plan(requests, probes=chosen.level != "off", keep=chosen.keep)
-    streams = len(asked) == 1 and chosen.form == "text" and tokenizer is not None
+    streams = chosen.form == "text" and [job.is_alone for job in asked] == [True]
     stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
     total = sum(r.max_tokens for r in requests)
     bar = session.out.progress(total, "tokens", "tok", streams=stream is not None)

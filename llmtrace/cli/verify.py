@@ -11,6 +11,7 @@ import click
 from llmtrace.cli.frame import Session, command
 from llmtrace.cli.input import read_lines
 from llmtrace.cli.output import plain
+from llmtrace.errors import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,10 @@ def verify(
 def _revisions(commits: tuple[str, ...]) -> Iterator[str]:
     for commit in commits:
         if commit == "-":
-            yield from (line.split()[0] for line in read_lines("-"))
+            lines = list(read_lines("-"))
+            if not lines:  # nothing checked must not read as all verified
+                raise Trouble("no commit on standard input", "llmtrace log | llmtrace verify -")
+            yield from (line.split()[0] for line in lines)
         else:
             yield commit
 

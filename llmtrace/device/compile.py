@@ -105,7 +105,7 @@ def host_library(
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             built = Path(folder) / "k.so"
-            _compile([*command, "-x", "c++", str(kernels / "host.cpp"), *target, "-o", str(built)])
+            _compile([*command, "-x", "c++", str(kernels / "host.cpp"), *target], built)
             built.replace(library)
     except OSError as error:
         raise Trouble(
@@ -114,18 +114,20 @@ def host_library(
     return library
 
 
-def _compile(command: list[str]) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        lines = (
-            [line for line in done.stderr.splitlines() if "error" in line]
-            or done.stderr.splitlines()
-            or [""]
+def _compile(command: list[str], built: Path) -> None:
+    hint = "set CXX to another C++17 compiler"
+    command = [*command, "-o", str(built)]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="replace"
         )
-        raise Trouble(
-            f"'{command[0]}' exited {done.returncode}: {lines[0][:300]}",
-            "set CXX to another C++17 compiler",
-        )
+    except OSError as error:
+        raise Trouble(f"cannot run '{command[0]}': {error.strerror}", hint) from None
+    if done.returncode or not built.is_file():
+        said = done.stderr.splitlines()
+        line = next((line for line in said if "error" in line), said[0] if said else "")
+        how = f"exited {done.returncode}" if done.returncode >= 0 else "was killed"
+        raise Trouble(f"'{command[0]}' {how}: {line[:300] or 'it said nothing'}", hint)
 
 
 def _architecture(cpu: str, command: list[str]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.device.compile import FLAGS, compiler, host_library
@@ -13,7 +15,6 @@ from llmtrace.errors import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     import numpy as np
 
@@ -52,7 +53,8 @@ class CpuDevice(Device):
         self.threads = threads or len(os.sched_getaffinity(0))
         self.library.pool_open.restype = ctypes.c_void_p
         self.pool = ctypes.c_void_p(self.library.pool_open(self.threads))
-        self._build = f"{compiler(cxx)[0]} {cpu}"
+        program, *rest = compiler(cxx)
+        self._build = " ".join((Path(program).name, *rest, cpu))  # no paths: they become public
 
     def __del__(self) -> None:
         if getattr(self, "pool", None):
@@ -112,8 +114,11 @@ class _CpuStep(Step):
 def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     import numpy as np
 
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + 64, np.uint8)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        raw = np.empty(size + 64, np.uint8)
+    except (MemoryError, ValueError):  # ValueError: beyond any address
+        raise Trouble(f"no room for {size} bytes", "use a smaller model, or fewer tokens") from None
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
 

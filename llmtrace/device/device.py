@@ -77,6 +77,15 @@ class Device(ABC):
         """Gives names and versions of hardware, driver and compiler, for the attested section."""
 
 
+def parse_name(name: str) -> tuple[str, int]:
+    """Gives kind and index of ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raises Misuse."""
+    kind, colon, index = name.partition(":")
+    known = kind in {"auto", "cpu", "cuda"}
+    if not known or (colon and not (kind == "cuda" and index.isascii() and index.isdigit())):
+        raise Misuse(f"no device '{name}'", "use -d auto, cpu, cuda or cuda:N")
+    return kind, int(index or 0)
+
+
 def open_device(
     name: str,
     *,
@@ -95,14 +104,12 @@ def open_device(
 
     Raises Misuse for a name of another form, Trouble or Inconclusive where it cannot be had.
     """
-    kind, _, index = name.partition(":")
-    if kind not in {"auto", "cpu", "cuda"} or (index and (kind != "cuda" or not index.isdecimal())):
-        raise Misuse(f"no device '{name}'", "use -d auto, cpu, cuda or cuda:N")
+    kind, index = parse_name(name)
     if kind != "cpu":
         from llmtrace.device import cuda
 
         if kind == "cuda" or cuda.is_available():
-            return cuda.CudaDevice(kernels, cache, int(index or 0), announce)
+            return cuda.CudaDevice(kernels, cache, index, announce)
     from llmtrace.device.cpu import CpuDevice
 
     return CpuDevice(kernels, cache, threads=threads, cxx=cxx, cpu=cpu, announce=announce)

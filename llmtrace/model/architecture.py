@@ -161,6 +161,12 @@ class Architecture:
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raises Trouble at the first tensor that is missing, misshapen or has no meaning here."""
+        held = len(checkpoint.tensors)
+        if self.layer_count > held:  # refused before as many names are made
+            raise Trouble(
+                f"num_hidden_layers '{self.layer_count}' of 'config.json' needs more than the"
+                f" {held} tensors of '{checkpoint.path}'"
+            )
         expected = self.tensor_shapes()
         for name, shape in expected.items():
             tensor = checkpoint.tensors.get(name)

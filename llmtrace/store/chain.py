@@ -148,11 +148,12 @@ class Store:
 
     def _found(self, time: int) -> None:
         """Makes key and identity; the record itself is completed by ``_settle``."""
+        if self._objects.branches("") and self._own() is None:  # in this order: HEAD comes first
+            hint = "keep records in another folder, with --store DIR"
+            raise Trouble(f"'{self.path}' is a git repository, but no store", hint)
         with durable.lock(self.path / "llmtrace.lock"):
             if self._own() is not None:  # another process was first
                 return
-            if self._objects.branches(""):
-                raise Trouble(f"'{self.path}' is a git repository, but no store")
             pair = (keys.generate(), keys.generate())
             public, following = (key.public_key().public_bytes_raw() for key in pair)
             section = {
@@ -198,7 +199,7 @@ class Store:
                 raise Trouble(
                     f"the store '{self.path}' does not end with record {last.seq}, which the key "
                     f"of {node_name(own.node)} signed last: it is a copy or was restored",
-                    "fetch the newer records with 'llmtrace fetch', or open the newest copy",
+                    "open the newest copy of the store",
                 )
             tip = self._finish(own, last, record, tip)
             entry = Entry(self._objects, tip)

@@ -17,11 +17,15 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     new = path.with_name(f".{path.name}.new")
     with troubled("write", path):
         handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(handle)
-        new.rename(path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(handle)
+            new.rename(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
         sync(path.parent)
 
 

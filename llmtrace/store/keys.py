@@ -59,10 +59,14 @@ class Keys:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(mode=0o700)
-            for name, key in zip(("key", "next"), pair, strict=True):
-                durable.write_file(new / name, _private_text(key))
-            durable.write_file(new / "last", canonical.encode(last._asdict()))
-        durable.rename(new, folder / node)
+            try:
+                for name, key in zip(("key", "next"), pair, strict=True):
+                    durable.write_file(new / name, _private_text(key))
+                durable.write_file(new / "last", canonical.encode(last._asdict()))
+                durable.rename(new, folder / node)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
         return cls(folder, node)
 
     @contextlib.contextmanager

@@ -59,7 +59,9 @@ class Objects:
         import pygit2
         from pygit2.enums import RepositoryOpenFlag as Flag
 
-        if not (path / "HEAD").is_file():
+        with durable.troubled("read", path):
+            exists = (path / "HEAD").is_file()
+        if not exists:
             raise Trouble(f"no store at '{path}'", f"make one with 'llmtrace init --store {path}'")
         _close_off()
         try:
@@ -72,16 +74,16 @@ class Objects:
         """Makes an empty repository, whole or not at all; one that is there stays as it is."""
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
         with durable.troubled("make the store", path):
-            for folder in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
-                (new / folder).mkdir(parents=True, exist_ok=True)
-            durable.write_file(new / "config", _CONFIG.encode(), 0o644)
-            durable.write_file(new / "HEAD", f"ref: {_HEAD}\n".encode(), 0o644)
             try:
+                for folder in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+                    (new / folder).mkdir(parents=True, exist_ok=True)
+                durable.write_file(new / "config", _CONFIG.encode(), 0o644)
+                durable.write_file(new / "HEAD", f"ref: {_HEAD}\n".encode(), 0o644)
                 for folder in ("objects", "refs"):
                     durable.sync(new / folder)
                 new.rename(path)
-            except OSError:
-                shutil.rmtree(new)
+            except (OSError, Trouble):
+                shutil.rmtree(new, ignore_errors=True)
                 if not (path / "HEAD").is_file():  # else another process was first
                     raise
             durable.sync(path.parent)
@@ -135,7 +137,7 @@ class Objects:
         if "ambiguous" in why:
             hint = "more than one record begins so: give more characters"
             raise Trouble(f"no single record '{revision}'", hint)
-        raise Trouble(f"no record '{revision}'", "fetch it with 'llmtrace fetch origin'")
+        raise Trouble(f"no record '{revision}'", "see 'llmtrace log'")
 
     def branches(self, prefix: str) -> list[str]:
         """Names of the branches that begin so, without refs/heads/, sorted."""

@@ -35,12 +35,12 @@ def audit_commit(store: Store, entry: Entry) -> list[Finding]:
         place = store.lineage.step(before, entry)
     except Trouble as error:
         return [*found, Finding("chain", str(error))]
-    found += _signed(entry, (before or place).key)
     try:
         record = entry.record
+        found += [*_linked(record, before, place), *_derived(entry, record)]
     except Trouble:
-        return found  # _contents() has said why
-    return found + list(_linked(record, before, place)) + list(_derived(entry, record))
+        pass  # _contents() has said why
+    return found + _signed(entry, (before or place).key)  # last: whatever else is wrong spoils it
 
 
 def audit_chain(store: Store, revision: str) -> Iterator[tuple[str, list[Finding]]]:
