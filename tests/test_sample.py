@@ -103,3 +103,16 @@ def test_frequencies_are_the_probabilities() -> None:
     counts = np.bincount(tokens, minlength=5)
     wanted = n * np.exp(row.astype(np.float64))
     assert ((counts - wanted) ** 2 / wanted).sum() < 18.5
+
+
+def test_top_p_is_rounded_up_to_whole_mass() -> None:
+    """With a hair more than the likeliest token's share asked for, the next one is in."""
+    row = np.array([0.0, -1.0], "<f4")
+    first, second = (int(u) for u in np.rint(exponential(row).astype(np.float64) * 2.0**31))
+    enough = (first << 32) // (first + second)
+    assert (enough + 1) * (first + second) >> 32 == first  # beyond it, by less than one
+    n = 200
+    settings = [1.0] * n, [0] * n
+    for top_p, drawn in ((enough, {0}), (enough + 1, {0, 1})):
+        tokens, _ = draw(np.tile(row, (n, 1)), *settings, [top_p] * n, list(range(n)), [3] * n)
+        assert set(tokens.tolist()) == drawn
