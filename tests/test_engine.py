@@ -295,3 +295,9 @@ def test_requests_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(Misuse, match=message):
         load(folder).plan([request_])
+
+
+def test_rows_too_wide_to_digest_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmtrace.blocks.plan.WIDEST", 299)
+    with pytest.raises(Trouble, match=r"rows of 'unembed.hook_out' have more than 299 values"):
+        load(folder).plan([Request((1,), 1)])

@@ -14,6 +14,7 @@ from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stri
 from llmtrace.blocks.llama import blocks, chunks
 from llmtrace.blocks.weights import Weights, padded
 from llmtrace.device.device import Array, Device, Launch, Step
+from llmtrace.errors import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,8 @@ TILE = 128
 """Positions in a tile of the KV cache (``kernels/attention.cu``)."""
 SMALL = 16
 """Rows up to which a step counts as decode: a GPU's grids are sized for it."""
+WIDEST = 1 << 20
+"""Most floats of a row that is digested (``kernels/blake3.cu``)."""
 RECORD_WORDS = 32
 """32-bit words of a probe record (``kernels/moments.cu``)."""
 
@@ -130,6 +133,9 @@ class Plan:
         return np.zeros((0, self.architecture.layer_count, RECORD_WORDS), np.uint32)
 
     def _lay_out(self) -> None:
+        for point in self.points:
+            if point.rows.width > WIDEST:
+                raise Trouble(f"rows of '{point.name}' have more than {WIDEST} values")
         for block in self.blocks:
             for rows in (arg for arg in block.args if isinstance(arg, Rows)):
                 width = rows.column + rows.width
