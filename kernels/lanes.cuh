@@ -58,6 +58,7 @@ typedef float f32;
     T* name = (T*)name##_shared + (threadIdx.x >> 5) * (n)
 #define SYNC_LANES() __syncwarp()
 #define PREFETCH(p)
+#define IN_REGISTERS(a) (a)
 
 HD u32 bits(float x) { return __float_as_uint(x); }
 HD float from_bits(u32 u) { return __uint_as_float(u); }
@@ -167,6 +168,8 @@ HD float fma(float a, float b, float c) {
 #if defined(__AVX512F__)
 #include <immintrin.h>
 struct lanes { __m512 v[2]; };
+HD lanes in_registers(lanes a) { asm("" : "+v"(a.v[0]), "+v"(a.v[1])); return a; }
+#define IN_REGISTERS(a) in_registers(a)  // gcc would load it again at each use
 HD lanes splat(float x) { return {{_mm512_set1_ps(x), _mm512_set1_ps(x)}}; }
 HD lanes load(const float* p) { return {{_mm512_loadu_ps(p), _mm512_loadu_ps(p + 16)}}; }
 HD __m512 widen16(const bf16* p) {
@@ -250,6 +253,9 @@ HD float sum(const lanes& a) {
 }
 #endif
 
+#ifndef IN_REGISTERS
+#define IN_REGISTERS(a) (a)
+#endif
 #ifndef HAS_SUM4
 HD void sum4(float* to, const lanes& a, const lanes& b, const lanes& c, const lanes& d) {
     to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);

@@ -20,25 +20,39 @@ template <int R, int S> HD void sums(float* to, const lanes (&acc)[R][S], int s)
     for (int r = FOURS; r < R; r++) to[r] = sum(acc[r][s]);
 }
 
+// A stretch of k: between one and the next the lanes wait in `carry`, R*S*32 floats.
+struct Stretch {
+    float* carry;
+    bool first, last;
+};
+
 // R rows of w by S rows of x.
 template <int R, int S, class W>
-HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int K, const float* bias) {
+HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int K, const float* bias,
+             Stretch stretch = {nullptr, true, true}) {
     lanes acc[R][S];
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
-        for (int s = 0; s < S; s++) acc[r][s] = zero();
+        for (int s = 0; s < S; s++) acc[r][s] = stretch.first ? zero() : load(stretch.carry + 32 * (r * S + s));
     for (int k = 0; k < K; k += 32) {
         lanes b[S];
 #pragma unroll
         for (int s = 0; s < S; s++) b[s] = load(x + s * ldx + k);
 #pragma unroll
         for (int r = 0; r < R; r++) {
-            lanes a = load(w + r * ldw + k);
+            lanes a = IN_REGISTERS(load(w + r * ldw + k));
             if (R * S == 1) PREFETCH((const char*)(w + k) + AHEAD);
 #pragma unroll
             for (int s = 0; s < S; s++) acc[r][s] = fma(a, b[s], acc[r][s]);
         }
+    }
+    if (!stretch.last) {
+#pragma unroll
+        for (int r = 0; r < R; r++)
+#pragma unroll
+            for (int s = 0; s < S; s++) store(stretch.carry + 32 * (r * S + s), acc[r][s]);
+        return;
     }
 #pragma unroll
     for (int s = 0; s < S; s++) {
@@ -75,22 +89,25 @@ HD void linear(Share, float* y, const W* w, const float* x, const float* bias, c
 
 #else
 
-#define ROWS 4
-#define TOKENS 3
-HD const float* widened(float*, const float* w, i64) { return w; }
-template <class W> HD const float* widened(float* to, const W* w, i64 count) {
-    for (i64 k = 0; k < count; k += 32) store(to + k, load(w + k));
-    return to;
-}
+#define ROWS 6
+#define TOKENS 2
+#define DEPTH 1024              // of a stretch: ROWS of w, widened, and TOKENS of x fit the first-level cache
+#define NEAR_BYTES (512 << 10)  // of x, which stays in the second while panels of w pass over it
 
-// A panel of w is widened once and stays in the first-level cache while as many rows of x as the second
-// holds pass over it.
-#define NEAR_BYTES (512 << 10)
+// R rows of w by T rows of x. A stretch of w is widened once for all of them.
 template <int R, class W>
-HD void panel(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int T, int K, const float* bias) {
-    int t = 0;
-    for (; t + TOKENS <= T; t += TOKENS) dots<R, TOKENS>(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, K, bias);
-    for (; t < T; t++) dots<R, 1>(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, K, bias);
+HD void panel(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int T, int K, const float* bias, float* wide,
+              float* carry) {
+    for (int k = 0; k < K; k += DEPTH) {
+        int depth = K - k < DEPTH ? K - k : DEPTH, t = 0;
+        Stretch stretch{carry, k == 0, k + depth == K};
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < depth; c += 32) store(wide + r * DEPTH + c, load(w + r * ldw + k + c));
+        for (; t + TOKENS <= T; t += TOKENS, stretch.carry += 32 * R * TOKENS)
+            dots<R, TOKENS>(y + t * ldy, ldy, wide, DEPTH, x + t * ldx + k, ldx, depth, bias, stretch);
+        for (; t < T; t++, stretch.carry += 32 * R)
+            dots<R, 1>(y + t * ldy, ldy, wide, DEPTH, x + t * ldx + k, ldx, depth, bias, stretch);
+    }
 }
 
 template <class W>
@@ -101,10 +118,10 @@ HD void linear(Share share, float* y, const W* w, const float* x, const float* b
         FOR_ITEMS(n, N) dots<1, 1>(y + n, ldy, w + n * ldw, ldw, x, ldx, K, bias ? bias + n : bias);
         return;
     }
-    bool widen_once = T >= 2 * TOKENS && sizeof(W) < 4;
-    float* wide = widen_once ? (float*)__builtin_alloca_with_align(sizeof(float) * ROWS * ldw, 512) : nullptr;
     int most = NEAR_BYTES / (int)sizeof(float) / ldx / TOKENS * TOKENS;
-    if (most < 2 * TOKENS) most = 2 * TOKENS;
+    if (most < 8) most = 8;
+    if (most > 128) most = 128;
+    alignas(64) float wide[ROWS * DEPTH], carry[128 * ROWS * 32];
     for (int t = 0; t < T; t += most) {
         int near = T - t < most ? T - t : most;
         float* yt = y + (i64)t * ldy;
@@ -112,12 +129,11 @@ HD void linear(Share share, float* y, const W* w, const float* x, const float* b
         FOR_ITEMS(item, panels) {
             i64 n = item * ROWS;
             const float* b = bias ? bias + n : bias;
-            if (n + ROWS > N)
-                for (; n < N; n++, b += b ? 1 : 0) panel<1>(yt + n, ldy, w + n * ldw, ldw, xt, ldx, near, K, b);
-            else if (widen_once)
-                panel<ROWS>(yt + n, ldy, widened(wide, w + n * ldw, ROWS * (i64)ldw), ldw, xt, ldx, near, K, b);
+            if (n + ROWS <= N)
+                panel<ROWS>(yt + n, ldy, w + n * ldw, ldw, xt, ldx, near, K, b, wide, carry);
             else
-                panel<ROWS>(yt + n, ldy, w + n * ldw, ldw, xt, ldx, near, K, b);
+                for (; n < N; n++, b += b ? 1 : 0)
+                    panel<1>(yt + n, ldy, w + n * ldw, ldw, xt, ldx, near, K, b, wide, carry);
         }
     }
 }
