@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["recorded"]
 ROOT = Path(__file__).parents[1]
 
 

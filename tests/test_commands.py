@@ -1,38 +1,16 @@
 """log, and the schemas of what every command prints with --json."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from commands import NAMES, call, forged, home, make_runs, open_store, tell
+from commands import NAMES, call, forged, tell
 from llmtrace.store.chain import Store
 
 SCHEMAS = Path(__file__).parents[1] / "llmtrace" / "cli" / "schemas"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with home(tmp_path_factory.mktemp("commands")) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def runs(place: Path) -> dict[str, Any]:
-    return make_runs(place)
-
-
-@pytest.fixture(scope="module")
-def commits(runs: dict[str, Any]) -> dict[str, str]:
-    return {name: runs[name]["commit"] for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def store(place: Path, runs: dict[str, Any]) -> Store:
-    return open_store(place)
 
 
 def test_log_lists_runs_newest_first(

@@ -1,34 +1,12 @@
 """diff: where two runs part, from their records alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from commands import NAMES, answer, call, forged, home, make_runs, open_store, tell
+from commands import answer, call, forged, tell
 from llmtrace.store.chain import Store
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with home(tmp_path_factory.mktemp("commands")) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def runs(place: Path) -> dict[str, Any]:
-    return make_runs(place)
-
-
-@pytest.fixture(scope="module")
-def commits(runs: dict[str, Any]) -> dict[str, str]:
-    return {name: runs[name]["commit"] for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def store(place: Path, runs: dict[str, Any]) -> Store:
-    return open_store(place)
 
 
 def differences(a: str, b: str, *options: str | Path) -> list[dict[str, Any]]:

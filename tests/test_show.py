@@ -2,36 +2,14 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from commands import NAMES, POINT, answer, call, home, make_runs, open_store, tell
+from commands import POINT, answer, call, tell
 from llmtrace.store.chain import Store
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with home(tmp_path_factory.mktemp("commands")) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def runs(place: Path) -> dict[str, Any]:
-    return make_runs(place)
-
-
-@pytest.fixture(scope="module")
-def commits(runs: dict[str, Any]) -> dict[str, str]:
-    return {name: runs[name]["commit"] for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def store(place: Path, runs: dict[str, Any]) -> Store:
-    return open_store(place)
 
 
 def test_show_prints_a_page(runs: dict[str, Any], commits: dict[str, str], store: Store) -> None:
