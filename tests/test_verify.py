@@ -14,6 +14,9 @@ import pytest
 
 from checkpoints import make
 from llmtrace.cli import main
+from llmtrace.errors import Trouble
+from llmtrace.model.checkpoint import Checkpoint
+from llmtrace.model.identity import identify
 from llmtrace.probes.records import read_probes_bin
 from llmtrace.store.chain import Store
 
@@ -376,3 +379,25 @@ def test_a_byte_flipped_in_place_is_invalid_and_named(
     finally:
         path.write_bytes(original)
     assert verify(place.commit)[0] == 0
+
+
+def test_a_fault_of_the_machine_is_no_verdict(
+    place: Place, verify: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise Trouble("no room on 'cuda:0'")
+
+    monkeypatch.setattr("llmtrace.blocks.plan.Plan.step", fail)
+    status, line = verify(place.commit)
+    assert (status, line["type"]) == (4, "end")
+
+
+def test_text_of_a_model_without_a_tokenizer_is_false(
+    place: Place, verify: Callable, tmp_path: Path
+) -> None:
+    mute = make(tmp_path / "m", layers=2, head_size=32, heads=2, kv_heads=1, tokenizer=False)
+    sections, parts = sections_and_parts(place)
+    sections["trace"]["model"] = identify(Checkpoint.open(mute), None)
+    status, line = verify(falsified(place, sections, parts), mute)
+    assert (status, line["verdict"]) == (1, "differs")
+    assert line["reason"] == "output.txt: the model has no tokenizer"

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Options:
+class _Line:
     """What holds for all prompts of one command line."""
 
+    session: Session
+    model: Model
+    tokenizer: Tokenizer | None
+    store: Store | None
     name: str
     numerics: str
     level: str
@@ -120,6 +124,7 @@ def run(session: Session, **options: Any) -> int:
     from llmtrace.cli.opening import Models, open_store, points
     from llmtrace.cli.requests import jobs
     from llmtrace.model.registry import SAMPLE
+    from llmtrace.model.tokenizer import Tokenizer
 
     if session.json:
         options["form"] = "json"
@@ -128,19 +133,14 @@ def run(session: Session, **options: Any) -> int:
     version_name = version(options["numerics"] or session.settings.numerics)
     name = options["model"] or session.settings.model or SAMPLE
     model = Models(session, name, options["device"], options["threads"]).open(name)
-    tokenizer = _tokenizer(model)
+    tokenizer = Tokenizer.open(model.checkpoint) if Tokenizer.exists(model.checkpoint) else None
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
     store = None if options["no_commit"] else open_store(session, create=True)
-    chosen = _Options(
-        _model_name(name),
-        version_name,
-        options["probe"],
-        points(model.architecture, options["keep"]),
-        options["form"],
-    )
-    for job, trace, timings in _traces(session, model, tokenizer, asked, chosen):
-        commit = _record(store, model, tokenizer, job, trace, chosen, timings) if store else None
-        _print(session, model, tokenizer, job, trace, chosen, timings, store, commit)
+    kept = points(model.architecture, options["keep"])
+    made = (_model_name(name), version_name, options["probe"], kept, options["form"])
+    line = _Line(session, model, tokenizer, store, *made)
+    for job, trace, timings in _traces(line, asked):
+        _print(line, job, trace, timings, _record(line, job, trace, timings))
     return 0
 
 
@@ -165,113 +165,88 @@ def _prompt(options: dict[str, Any]) -> str | None:
     return read_text("-")
 
 
-def _tokenizer(model: Model) -> Tokenizer | None:
-    from llmtrace.model.tokenizer import Tokenizer
-
-    return (
-        Tokenizer.open(model.checkpoint)
-        if (model.checkpoint.path / "tokenizer.json").is_file()
-        else None
-    )
-
-
 def _model_name(name: str) -> str:
     """A folder is recorded by its last name: paths of this machine are nobody's business."""
     return name.rstrip("/").rsplit("/", 1)[-1] or name
 
 
-def _traces(
-    session: Session, model: Model, tokenizer: Tokenizer | None, asked: list[Job], chosen: _Options
-) -> Iterator[tuple[Job, Trace, dict[str, int]]]:
+def _traces(line: _Line, asked: list[Job]) -> Iterator[tuple[Job, Trace, dict[str, int]]]:
     """Runs all jobs; gives their traces in the order in which they were asked for."""
     from llmtrace.engine.trace import Token, trace
     from llmtrace.model.tokenizer import TextStream
 
+    out, tokenizer = line.session.out, line.tokenizer
     requests = [job.request for job in asked]
-    plan = model.plan(requests, probes=chosen.level != "off", keep=chosen.keep)
-    streams = chosen.form == "text" and [job.is_alone for job in asked] == [True]
+    plan = line.model.plan(requests, probes=line.level != "off", keep=line.keep)
+    streams = line.form == "text" and [job.is_alone for job in asked] == [True]
     stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
     total = sum(r.max_tokens for r in requests)
-    bar = session.out.progress(total, "tokens", "tok", streams=stream is not None)
+    bar = out.progress(total, "tokens", "tok", streams=stream is not None)
     done: dict[int, tuple[Trace, dict[str, int]]] = {}
     start, first, following = time.monotonic_ns(), 0, 0
     with bar:
-        for event in trace(model, plan, requests):
+        for event in trace(line.model, plan, requests):
             now = time.monotonic_ns()
             if isinstance(event, Token):
                 first = first or now
                 bar.update(1)
                 if stream:
-                    session.out.stream(stream.push(event.token))
+                    out.stream(stream.push(event.token))
                 continue
             timings = {"prefill_us": (first - start) // 1000, "total_us": (now - start) // 1000}
             done[event.index] = (event.trace, timings)
             while following in done:
                 if stream:
-                    session.out.stream(stream.finish())
+                    out.stream(stream.finish())
                 yield asked[following], *done.pop(following)
                 following += 1
 
 
-def _record(
-    store: Store,
-    model: Model,
-    tokenizer: Tokenizer | None,
-    job: Job,
-    trace: Trace,
-    chosen: _Options,
-    timings: dict[str, int],
-) -> str:
+def _record(line: _Line, job: Job, trace: Trace, timings: dict[str, int]) -> str | None:
+    if line.store is None:
+        return None
     from llmtrace import __version__
     from llmtrace.device.compile import kernels_folder, sources_digest
     from llmtrace.engine import evidence
 
     attested = {
-        "model": chosen.name,
-        "device": model.device.describe(),
+        "model": line.name,
+        "device": line.model.device.describe(),
         "kernels": sources_digest(kernels_folder()),
         "llmtrace": __version__,
         "timings": timings,
     }
-    return store.append_run(
-        evidence.trace_section(trace, model.id, chosen.numerics),
-        evidence.probes_section(chosen.level, chosen.keep),
+    return line.store.append_run(
+        evidence.trace_section(trace, line.model.id, line.numerics),
+        evidence.probes_section(line.level, line.keep),
         attested,
-        evidence.parts(trace, level=chosen.level, tokenizer=tokenizer, prompt=job.text),
+        evidence.parts(trace, level=line.level, tokenizer=line.tokenizer, prompt=job.text),
         int(time.time()),
     )
 
 
 def _print(
-    session: Session,
-    model: Model,
-    tokenizer: Tokenizer | None,
-    job: Job,
-    trace: Trace,
-    chosen: _Options,
-    timings: dict[str, int],
-    store: Store | None,
-    commit: str | None,
+    line: _Line, job: Job, trace: Trace, timings: dict[str, int], commit: str | None
 ) -> None:
     from llmtrace.engine import evidence
     from llmtrace.store.record import checksum
 
-    out = session.out
+    out, model, tokenizer = line.session.out, line.model, line.tokenizer
     prompt = trace.request.prompt
     text = (
         tokenizer.continuation(prompt, trace.output)
         if tokenizer
         else " ".join(map(str, trace.output))
     )
-    if chosen.form == "json":
-        section = evidence.trace_section(trace, model.id, chosen.numerics)
+    if line.form == "json":
+        section = evidence.trace_section(trace, model.id, line.numerics)
         out.object(
             "run",
             commit=commit,
             checksum=checksum(section),
-            node=store.node if store else None,
-            model={"name": chosen.name, "id": model.id},
-            numerics=chosen.numerics,
+            node=line.store.node if line.store else None,
+            model={"name": line.name, "id": model.id},
+            numerics=line.numerics,
             device=model.device.name,
             prompt=job.text,
             prompt_tokens=list(prompt),
@@ -281,7 +256,7 @@ def _print(
             finish_reason=trace.finish_reason,
             timings=timings,
         )
-    elif chosen.form == "id":
+    elif line.form == "id":
         out.line(commit or "")
     else:
         streamed = job.is_alone and tokenizer is not None

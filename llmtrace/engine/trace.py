@@ -33,6 +33,10 @@ LOGITS_BYTES = 64 << 20
 """Most memory for the logits of one step."""
 
 
+class NotFinite(Trouble):
+    """A value inside the run is NaN or infinite: the run ends there, on every machine."""
+
+
 @dataclass(frozen=True)
 class Token:
     """One more token of the output of request ``index``."""
@@ -121,7 +125,7 @@ def trace(
 ) -> Iterator[Token | Done]:
     """Runs the requests, yielding tokens as they come and each trace when its run ends.
 
-    Raises Trouble where a value is not finite: the run ends there and nothing is recorded.
+    Raises NotFinite where a value is not: the run ends there and nothing is recorded.
     """
     waiting = deque(enumerate(requests))
     free = _Tiles(plan.limits.tiles)
@@ -249,7 +253,7 @@ def _refuse_flaws(
     found += [(int(t) + first_pick, int(p) + fed.shape[1]) for t, p in np.argwhere(picked)]
     position, point = min(found)
     tensor = first_flaw(plan.checkpoint)
-    raise Trouble(
+    raise NotFinite(
         f"value at '{plan.points[point].name}', position {sequence.fed + position}, is not finite",
         f"tensor '{tensor}' of '{plan.checkpoint.path}' holds NaN or infinity"
         if tensor

@@ -45,13 +45,18 @@ class Tokenizer:
     is_incremental: bool
     """Whether what a token adds to a text can be told before the text ends."""
 
+    @staticmethod
+    def exists(checkpoint: Checkpoint) -> bool:
+        """Says whether the checkpoint has a tokenizer at all."""
+        return (checkpoint.path / "tokenizer.json").is_file()
+
     @classmethod
     def open(cls, checkpoint: Checkpoint) -> Tokenizer:
         """Reads tokenizer.json; raises Trouble where there is none or it is malformed."""
         import tokenizers
 
         file = checkpoint.path / "tokenizer.json"
-        if not file.is_file():
+        if not cls.exists(checkpoint):
             raise Trouble(f"no 'tokenizer.json' in '{checkpoint.path}'", HINT)
         try:
             with _panic_as_trouble(file):

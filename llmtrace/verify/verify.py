@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from llmtrace.blocks.versions import version
 from llmtrace.engine import evidence
-from llmtrace.engine.trace import Done, Model, trace
-from llmtrace.errors import Inconclusive, LlmtraceError, Misuse, Trouble
+from llmtrace.engine.trace import Done, Model, NotFinite, trace
+from llmtrace.errors import Inconclusive, Misuse, Trouble
 from llmtrace.model.tokenizer import Tokenizer
 from llmtrace.verify.audit import audit_commit
 from llmtrace.verify.judge import DIFFERS, INCONCLUSIVE, INVALID, Verdict, judge
@@ -56,8 +56,11 @@ def replay(entry: Entry, claimed: evidence.Claim, model: Model) -> Verdict:
     """Computes a claimed run again in one teacher-forced pass and judges the record by it."""
     record = entry.record
     parts = {name: record.parts[name] for name in record.parts}
+    texts = sorted({"prompt.txt", "output.txt"} & set(parts))
+    if texts and not Tokenizer.exists(model.checkpoint):
+        return Verdict(DIFFERS, f"{texts[0]}: the model has no tokenizer", ("audit",))
+    tokenizer = Tokenizer.open(model.checkpoint) if texts else None
     try:
-        tokenizer = _tokenizer(model, parts)
         text = parts["prompt.txt"].decode() if "prompt.txt" in parts else None
         plan = model.plan([claimed.request], probes=claimed.level != "off", keep=claimed.keep)
     except (Misuse, UnicodeDecodeError) as error:
@@ -69,16 +72,10 @@ def replay(entry: Entry, claimed: evidence.Claim, model: Model) -> Verdict:
         )
     try:
         (done,) = [e for e in trace(model, plan, [claimed.request]) if isinstance(e, Done)]
-    except LlmtraceError as error:
+    except NotFinite as error:  # nothing else: a fault of this machine is no verdict
         return Verdict(DIFFERS, f"the replay ends early: {error}", ("audit",))
     made = done.trace
     section = evidence.trace_section(made, model.id, claimed.numerics)
     made_parts = evidence.parts(made, level=claimed.level, tokenizer=tokenizer, prompt=text)
     encoded = tokenizer.encode(text) if tokenizer and text is not None else None
     return judge(claimed, record.sections["trace"], parts, made, section, made_parts, plan, encoded)
-
-
-def _tokenizer(model: Model, parts: dict[str, bytes]) -> Tokenizer | None:
-    if "prompt.txt" not in parts and "output.txt" not in parts:
-        return None
-    return Tokenizer.open(model.checkpoint)
