@@ -194,10 +194,16 @@ def test_a_key_signs_one_digest_a_seq(store, tmp_path):
     last = keys.last
     assert (last.seq, last.record) == (1, store.read("HEAD").digest)
     with pytest.raises(Trouble, match="another record 1 was signed already"):
-        keys.sign(last._replace(record="00" * 32), b"")
+        keys.signer([last._replace(record="00" * 32)])
+    with pytest.raises(Trouble, match="has signed record 1 already"):
+        keys.catch_up(last)
     for seq in (0, 1, 3):
         with pytest.raises(Trouble, match=f"record {seq} cannot be signed after record 1"):
-            keys.promise(Last(seq, "00" * 32, "00" * 20))
+            keys.promise([Last(seq, "00" * 32, "00" * 20)])
+    following = [Last(2, "00" * 32, "00" * 20), Last(4, "00" * 32, "00" * 20)]
+    with pytest.raises(Trouble, match="record 4 cannot be signed after record 2"):
+        keys.promise(following)
+    assert keys.promised == [last]
     (tmp_path / "keys" / store.node / "last").write_bytes(b"{}")
     with pytest.raises(Trouble, match="does not say what was signed last"):
         append(store, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,13 +13,13 @@ from llmtrace.cli.input import is_terminal, read_text
 from llmtrace.errors import Misuse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from llmtrace.cli.requests import Job
     from llmtrace.engine.sequence import Trace
     from llmtrace.engine.trace import Model
     from llmtrace.model.tokenizer import Tokenizer
-    from llmtrace.store.chain import Store
+    from llmtrace.store.chain import Event, Store
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class _Line:
     numerics: str
     level: str
     keep: tuple[str, ...]
+    leaves: bool
     form: str
 
 
@@ -99,6 +100,11 @@ class _Line:
     metavar="GLOB",
     help="Keep whole tensors of these points (can be repeated).",
 )
+@click.option(
+    "--leaves",
+    is_flag=True,
+    help="Store a digest a position and layer: a fault is in one layer beyond doubt.",
+)
 @click.option("--no-commit", is_flag=True, help="Generate only.")
 @click.option(
     "--format",
@@ -125,6 +131,7 @@ def run(session: Session, **options: Any) -> int:
     from llmtrace.cli.requests import jobs
     from llmtrace.model.registry import SAMPLE
     from llmtrace.model.tokenizer import Tokenizer
+    from llmtrace.store.journal import Journal
 
     if session.json:
         options["form"] = "json"
@@ -137,10 +144,19 @@ def run(session: Session, **options: Any) -> int:
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
     store = None if options["no_commit"] else open_store(session, create=True)
     kept = points(model.architecture, options["keep"])
-    made = (_model_name(name), version_name, options["probe"], kept, options["form"])
+    made = (_model_name(name), version_name, options["probe"], kept, options["leaves"], options["form"])
     line = _Line(session, model, tokenizer, store, *made)
-    for job, trace, timings in _traces(line, asked):
-        _print(line, job, trace, timings, _record(line, job, trace, timings))
+    if store is None:
+        for done in _traces(line, asked):
+            _print(line, done, None)
+        return 0
+    environment = session.settings.network
+    journal = Journal[_Done](store, lambda done, commit: _print(line, done, commit), environment)
+    try:
+        for done in _traces(line, asked, journal.tick):
+            journal.add(done, _event(line, done))
+    finally:  # what is done is recorded, whatever became of the rest
+        journal.close()
     return 0
 
 
@@ -170,19 +186,33 @@ def _model_name(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1] or name
 
 
-def _traces(line: _Line, asked: list[Job]) -> Iterator[tuple[Job, Trace, dict[str, int]]]:
-    """Runs all jobs; gives their traces in the order in which they were asked for."""
-    from llmtrace.engine.trace import Token, trace
+class _Done(NamedTuple):
+    """A job at its end."""
+
+    job: Job
+    trace: Trace
+    timings: dict[str, int]
+
+
+def _traces(
+    line: _Line, asked: list[Job], tick: Callable[[], None] = lambda: None
+) -> Iterator[_Done]:
+    """Runs all jobs; gives their traces in the order in which they were asked for.
+
+    ``tick`` is called with every token.
+    """
+    from llmtrace.engine.trace import Done, Token, trace
     from llmtrace.model.tokenizer import TextStream
 
     out, tokenizer = line.session.out, line.tokenizer
     requests = [job.request for job in asked]
-    plan = line.model.plan(requests, probes=line.level != "off", keep=line.keep)
+    inside = {"probes": line.level != "off", "keep": line.keep, "leaves": line.leaves}
+    plan = line.model.plan(requests, **inside)
     streams = line.form == "text" and [job.is_alone for job in asked] == [True]
     stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
     total = sum(r.max_tokens for r in requests)
     bar = out.progress(total, "tokens", "tok", streams=stream is not None)
-    done: dict[int, tuple[Trace, dict[str, int]]] = {}
+    ended: dict[int, tuple[Trace, dict[str, int]]] = {}
     start, first, following = time.monotonic_ns(), 0, 0
     with bar:
         for event in trace(line.model, plan, requests):
@@ -190,48 +220,51 @@ def _traces(line: _Line, asked: list[Job]) -> Iterator[tuple[Job, Trace, dict[st
             if isinstance(event, Token):
                 first = first or now
                 bar.update(1)
+                tick()
                 if stream:
                     out.stream(stream.push(event.token))
                 continue
+            if not isinstance(event, Done):
+                continue
             timings = {"prefill_us": (first - start) // 1000, "total_us": (now - start) // 1000}
-            done[event.index] = (event.trace, timings)
-            while following in done:
+            ended[event.index] = (event.trace, timings)
+            while following in ended:
                 if stream:
                     out.stream(stream.finish())
-                yield asked[following], *done.pop(following)
+                yield _Done(asked[following], *ended.pop(following))
                 following += 1
 
 
-def _record(line: _Line, job: Job, trace: Trace, timings: dict[str, int]) -> str | None:
-    if line.store is None:
-        return None
+def _event(line: _Line, done: _Done) -> Event:
     from llmtrace import __version__
     from llmtrace.device.compile import kernels_folder, sources_digest
     from llmtrace.engine import evidence
+    from llmtrace.store.chain import Event
 
+    trace = done.trace
     attested = {
         "model": line.name,
         "device": line.model.device.describe(),
         "kernels": sources_digest(kernels_folder()),
         "llmtrace": __version__,
-        "timings": timings,
+        "timings": done.timings,
     }
-    return line.store.append_run(
-        evidence.trace_section(trace, line.model.id, line.numerics),
-        evidence.probes_section(line.level, line.keep),
-        attested,
-        evidence.parts(trace, level=line.level, tokenizer=line.tokenizer, prompt=job.text),
-        int(time.time()),
-    )
+    sections = {
+        "trace": evidence.trace_section(trace, line.model.id, line.numerics),
+        "probes": evidence.probes_section(line.level, line.keep, leaves=line.leaves),
+        "attested": attested,
+    }
+    text = done.job.text
+    parts = evidence.parts(trace, level=line.level, tokenizer=line.tokenizer, prompt=text)
+    return Event("run", sections, parts, int(time.time()))
 
 
-def _print(
-    line: _Line, job: Job, trace: Trace, timings: dict[str, int], commit: str | None
-) -> None:
+def _print(line: _Line, done: _Done, commit: str | None) -> None:
     from llmtrace.engine import evidence
     from llmtrace.store.record import checksum
 
     out, model, tokenizer = line.session.out, line.model, line.tokenizer
+    job, trace, timings = done
     prompt = trace.request.prompt
     text = (
         tokenizer.continuation(prompt, trace.output)

@@ -11,6 +11,14 @@ from pathlib import Path
 
 from llmtrace.errors import Trouble
 
+# What git may see of the environment: what a user needs to reach remotes of his own.
+NETWORK = (
+    *("PATH", "HOME", "USER", "LOGNAME", "XDG_CONFIG_HOME", "SSH_AUTH_SOCK", "GIT_SSH_COMMAND"),
+    *("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_CONFIG_NOSYSTEM"),
+)
+# What git tells a hook of a push: the repository, and where the pushed objects wait.
+PUSH = ("GIT_DIR", "GIT_OBJECT_DIRECTORY")
 KEYS = ("store", "model", "device", "threads", "numerics")  # of config.toml; LLMTRACE_KEY each
 
 
@@ -41,6 +49,8 @@ class Settings:
     numerics: str
     compiler: str | None  # CXX
     cpu: str | None  # LLMTRACE_CPU: native, x86-64-v3 or x86-64-v2
+    network: Mapping[str, str]  # the variables of NETWORK that are set
+    push: Mapping[str, str]  # the variables of PUSH that are set
 
     @property
     def models(self) -> Path:
@@ -68,6 +78,8 @@ class Settings:
             numerics=chosen.text("numerics") or "accuracy",
             compiler=os.environ.get("CXX") or None,
             cpu=os.environ.get("LLMTRACE_CPU") or None,
+            network={name: os.environ[name] for name in NETWORK if name in os.environ},
+            push={name: os.environ[name] for name in PUSH if name in os.environ},
         )
 
 

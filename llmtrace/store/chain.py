@@ -3,14 +3,16 @@
 A record is acknowledged (its commit id returned) when it is on the disk. The order that
 makes a crash harmless: objects and tree, then the key's memory of (seq, digest, tree),
 then the commit, which follows from the tree to the last byte, then the branch. Whoever
-writes next completes what the memory names.
+writes next completes what the memory names. A group of records goes the same way
+together, so that the disk is waited for once a group and not once a record.
 """
 
 import base64
+import contextlib
 import time as clock
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmtrace.errors import Trouble
 from llmtrace.store import canonical, commit, durable, keys, sshsig
@@ -22,6 +24,15 @@ from llmtrace.store.record import JSON_NAME, Record, address, blake3_hex, node_i
 from llmtrace.store.schema import NODE_ID, check_sections
 
 _TREE_LIMIT = 1 << 20
+
+
+class Event(NamedTuple):
+    """What is to be recorded: the sections of its kind, the parts, UTC seconds."""
+
+    kind: str
+    sections: Mapping[str, Any]
+    parts: Mapping[str, bytes]
+    time: int
 
 
 class Store:
@@ -56,6 +67,11 @@ class Store:
     def path(self) -> Path:
         """The folder of the repository."""
         return self._objects.path
+
+    @property
+    def objects(self) -> Objects:
+        """The objects and refs of the repository."""
+        return self._objects
 
     @property
     def node(self) -> str:
@@ -93,11 +109,19 @@ class Store:
 
         A record of kind ``offer`` has the one section ``offer``. Waits for other writers.
         """
-        if kind in ("identity", "rotate"):
-            raise Trouble(f"a record of kind '{kind}' is not appended by hand")
+        return self.append_all([Event(kind, sections, parts, time)])[0]
+
+    def append_all(self, events: Sequence[Event]) -> list[str]:
+        """Records a group in this order; gives the commit ids when all are on the disk.
+
+        The group is held in memory. Raises Trouble.
+        """
+        for event in events:
+            if event.kind in ("identity", "rotate"):
+                raise Trouble(f"a record of kind '{event.kind}' is not appended by hand")
         own = Keys(self._keys_dir, self.node)
         with own.lock():
-            return self._append(own, kind, dict(sections), parts, time)
+            return self._append(own, events) if events else []
 
     def rotate(self, time: int) -> str:
         """Puts the promised key in force and promises another; gives the commit id."""
@@ -109,9 +133,19 @@ class Store:
                 "public_key": base64.b64encode(following).decode(),
                 "next": blake3_hex(after),
             }
-            commit_id = self._append(own, "rotate", {"rotate": section}, {}, time)
+            (commit_id,) = self._append(own, [Event("rotate", {"rotate": section}, {}, time)])
             own.end_rotation(following)
             return commit_id
+
+    def advance(self, node: str, old: str | None, new: str) -> None:
+        """Moves a chain forward to a commit that was audited; raises Trouble if it is not at old.
+
+        Waits for the writer of the chain, if its key is here.
+        """
+        with contextlib.ExitStack() as stack:
+            if Keys.exists(self._keys_dir, node):
+                stack.enter_context(Keys(self._keys_dir, node).lock())
+            self._objects.move(f"node/{node}", old, new)
 
     def read(self, revision: str) -> Entry:
         """The commit that any git revision syntax names; raises Trouble if there is none."""
@@ -163,26 +197,25 @@ class Store:
             }
             link = {"kind": "identity", "node": "", "seq": 0, "prev": "", "time": time}
             record = Record.of({"identity": section}, {}, link)
-            last = Last(0, record.digest, self._write_tree(record, "new"))
+            last = Last(0, record.digest, self._write_trees([record], "new")[0])
             node = node_id(record.digest)
             keys.Keys.create(self._keys_dir, node, pair, last)
             self._objects.set_head(f"node/{node}")
 
-    def _append(
-        self,
-        own: Keys,
-        kind: str,
-        sections: dict[str, Any],
-        parts: Mapping[str, bytes],
-        time: int,
-    ) -> str:
+    def _append(self, own: Keys, events: Sequence[Event]) -> list[str]:
         tip = self._settle(own)
         before = own.last
-        place = {"node": own.node, "seq": before.seq + 1, "prev": before.record}
-        record = Record.of(sections, parts, {"kind": kind, "time": time, **place})
-        last = Last(record.seq, record.digest, self._write_tree(record, own.node))
-        own.promise(last)
-        return self._finish(own, last, record, tip)
+        seq, prev = before.seq, before.record
+        records = []
+        for event in events:
+            seq += 1
+            place = {"node": own.node, "seq": seq, "prev": prev}
+            link = {"kind": event.kind, "time": event.time, **place}
+            records.append(Record.of(dict(event.sections), event.parts, link))
+            prev = records[-1].digest
+        trees = self._write_trees(records, own.node)
+        own.promise([Last(r.seq, r.digest, t) for r, t in zip(records, trees, strict=True)])
+        return self._finish(own, records, tip)
 
     def _settle(self, own: Keys) -> str:
         """Makes the chain end with the record that the key signed last; gives its commit id.
@@ -194,18 +227,45 @@ class Store:
         entry = Entry(self._objects, tip) if tip else None
         digest = entry.digest if entry else ""
         if tip is None or digest != last.record:
-            record = self._unfinished(last)
-            if record is None or record.prev != digest:
-                raise Trouble(
-                    f"the store '{self.path}' does not end with record {last.seq}, which the key "
-                    f"of {node_name(own.node)} signed last: it is a copy or was restored",
-                    "open the newest copy of the store",
-                )
-            tip = self._finish(own, last, record, tip)
-            entry = Entry(self._objects, tip)
-        if entry and b'"kind":"rotate"' in entry.json and entry.record.kind == "rotate":
+            if entry and self._is_ahead(own, entry):
+                own.catch_up(Last(entry.record.seq, digest, entry.commit.tree))
+            else:
+                tip = self._complete(own, tip, digest)
+                entry = Entry(self._objects, tip)
+        assert entry is not None  # else it was completed
+        if b'"kind":"rotate"' in entry.json and entry.record.kind == "rotate":
             own.end_rotation(announced(entry.record.sections["rotate"]))
-        return tip
+        elif sshsig.check(entry.payload, entry.signature, own.public_key()):
+            why = f"the chain of {node_name(own.node)} ends with a commit that its key did not sign"
+            raise Trouble(why, "see 'llmtrace audit'")
+        return entry.id
+
+    def _complete(self, own: Keys, tip: str | None, digest: str) -> str:
+        """Adds the promised records that a killed process left without commit or branch."""
+        records = [self._unfinished(one) for one in own.promised]
+        whole = [record for record in records if record is not None]
+        if len(whole) < len(records) or whole[0].prev != digest:
+            raise Trouble(
+                f"the store '{self.path}' does not end with record {own.last.seq}, which the key "
+                f"of {node_name(own.node)} signed last: it is a copy or was restored",
+                "open the newest copy of the store, or fetch your chain from where it was pushed",
+            )
+        return self._finish(own, whole, tip)[-1]
+
+    def _is_ahead(self, own: Keys, entry: Entry) -> bool:
+        """Says whether the chain goes on after what the memory holds, signed by the same key.
+
+        So it is when keys were restored from a copy and the chain was fetched.
+        """
+        try:
+            last, seq = own.last, entry.record.seq
+            for _ in range(seq - last.seq):
+                if sshsig.check(entry.payload, entry.signature, own.public_key()):
+                    return False
+                entry = Entry(self._objects, entry.parents[0])
+        except (Trouble, IndexError):
+            return False
+        return seq > last.seq and entry.digest == last.record
 
     def _unfinished(self, last: Last) -> Record | None:
         """The record in the tree that the key's memory names, if it is here."""
@@ -221,19 +281,28 @@ class Store:
         record = Record(sections, {})
         return record if record.seq == last.seq else None
 
-    def _write_tree(self, record: Record, name: str) -> str:
-        """Writes record.json, the parts and their tree, durably; gives the tree's id."""
-        files = {JSON_NAME: record.json, **record.parts}
-        with self._objects.writing(name) as batch:
-            blobs = {name: batch.add("blob", files[name]) for name in files}
-            return batch.add("tree", commit.tree_bytes(blobs))
+    def _write_trees(self, records: Sequence[Record], name: str) -> list[str]:
+        """Writes record.json, the parts and the tree of each, durably; gives the trees' ids."""
+        trees = []
+        with self._objects.writing(name, many=len(records) > 1) as batch:
+            for record in records:
+                files = {JSON_NAME: record.json, **record.parts}
+                blobs = {name: batch.add("blob", files[name]) for name in files}
+                trees.append(batch.add("tree", commit.tree_bytes(blobs)))
+        return trees
 
-    def _finish(self, own: Keys, last: Last, record: Record, tip: str | None) -> str:
-        """Writes the commit that follows from a record and moves the branch to it."""
-        parents = (tip,) if tip else ()
-        unsigned = commit.payload(last.tree, parents, record.author, record.time, record.message())
-        signature = own.sign(last, unsigned)
-        with self._objects.writing(own.node) as batch:
-            commit_id = batch.add("commit", commit.signed(unsigned, signature))
-        self._objects.move(f"node/{own.node}", tip, commit_id)
-        return commit_id
+    def _finish(self, own: Keys, records: Sequence[Record], tip: str | None) -> list[str]:
+        """Writes the commits of the promised records and moves the branch to the last."""
+        promised = own.promised
+        sign = own.signer(promised)
+        found: list[str] = []
+        at = tip
+        with self._objects.writing(own.node, many=len(records) > 1) as batch:
+            for record, last in zip(records, promised, strict=True):
+                parents = (at,) if at else ()
+                message = record.message()
+                unsigned = commit.payload(last.tree, parents, record.author, record.time, message)
+                at = batch.add("commit", commit.signed(unsigned, sign(unsigned)))
+                found.append(at)
+        self._objects.move(f"node/{own.node}", tip, found[-1])
+        return found

@@ -1,19 +1,20 @@
 """The keys of a node: the one in force, the next, and what was signed last.
 
 One folder a node, outside the store, so that a copied store has no key. A signature is
-given only for the record that the memory names, and the memory only moves forward: a
+given only for a record that the memory names, and the memory only moves forward: a
 second digest for one seq is never signed, whatever becomes of the store.
 
     key  next   private keys in OpenSSH format, mode 0600
     after       the key after next, while a rotation is under way
-    last        canonical JSON: seq, digest and tree of the record signed last
+    last        canonical JSON: seq, digest and tree of the record signed last; under
+                "before" digest and tree of each that was promised together with it
     lock        held by the one writer of the chain
 """
 
 import contextlib
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,12 +63,17 @@ class Keys:
             try:
                 for name, key in zip(("key", "next"), pair, strict=True):
                     durable.write_file(new / name, _private_text(key))
-                durable.write_file(new / "last", canonical.encode(last._asdict()))
+                durable.write_file(new / "last", _memory([last]))
                 durable.rename(new, folder / node)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
         return cls(folder, node)
+
+    @staticmethod
+    def exists(folder: Path, node: str) -> bool:
+        """Says whether the key of a node is here."""
+        return (folder / node / "key").is_file()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -78,29 +84,39 @@ class Keys:
     @property
     def last(self) -> Last:
         """The record signed last, or about to be; raises Trouble if that is not known."""
+        return self.promised[-1]
+
+    @property
+    def promised(self) -> list[Last]:
+        """The records promised together, the one signed last at the end; raises Trouble."""
         path = self._folder / "last"
         with durable.troubled("read", path):
             data = path.read_bytes()
         try:
-            value = canonical.decode(data)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict) or set(value) != set(Last._fields):
-            raise Trouble(f"'{path}' does not say what was signed last")
-        return Last(int(value["seq"]), str(value["record"]), str(value["tree"]))
+            return _remembered(canonical.decode(data))
+        except (ValueError, TypeError, KeyError):
+            raise Trouble(f"'{path}' does not say what was signed last") from None
 
-    def promise(self, following: Last) -> None:
-        """Remembers, durably, the record that will be signed next."""
+    def promise(self, following: Sequence[Last]) -> None:
+        """Remembers, durably, the records that will be signed next."""
         last = self.last
-        if following.seq != last.seq + 1:
-            raise Trouble(f"record {following.seq} cannot be signed after record {last.seq}")
-        durable.write_file(self._folder / "last", canonical.encode(following._asdict()))
+        for seq, one in enumerate(following, last.seq + 1):
+            if one.seq != seq:
+                raise Trouble(f"record {one.seq} cannot be signed after record {seq - 1}")
+        durable.write_file(self._folder / "last", _memory(following))
 
-    def sign(self, last: Last, payload: bytes) -> str:
-        """The signature of the commit of the record that the memory names, and of no other."""
-        if self.last != last:
-            raise Trouble(f"another record {last.seq} was signed already")
-        return sshsig.sign(payload, self._load("key"))
+    def catch_up(self, last: Last) -> None:
+        """Remembers a later record that this key did sign: one that the memory had lost."""
+        if last.seq <= self.last.seq:
+            raise Trouble(f"the key of {node_name(self.node)} has signed record {last.seq} already")
+        durable.write_file(self._folder / "last", _memory([last]))
+
+    def signer(self, promised: Sequence[Last]) -> Callable[[bytes], str]:
+        """Signs the commits of the records that the memory names, and of no others."""
+        if self.promised != list(promised):
+            raise Trouble(f"another record {promised[-1].seq} was signed already")
+        key = self._load("key")
+        return lambda payload: sshsig.sign(payload, key)
 
     def public_key(self) -> bytes:
         """The key in force, raw 32 bytes."""
@@ -141,6 +157,22 @@ class Keys:
         if not isinstance(key, Ed25519PrivateKey):
             raise Trouble(f"'{path}' is no Ed25519 key")
         return key
+
+
+def _memory(promised: Sequence[Last]) -> bytes:
+    """What the file ``last`` holds."""
+    whole: dict[str, object] = dict(promised[-1]._asdict())
+    if len(promised) > 1:
+        whole["before"] = [[one.record, one.tree] for one in promised[:-1]]
+    return canonical.encode(whole)
+
+
+def _remembered(value: object) -> list[Last]:
+    if not isinstance(value, dict) or set(value) - {"before"} != set(Last._fields):
+        raise ValueError("other keys")
+    pairs = [*value.get("before", []), [value["record"], value["tree"]]]
+    first = int(value["seq"]) - len(pairs) + 1
+    return [Last(first + i, str(record), str(tree)) for i, (record, tree) in enumerate(pairs)]
 
 
 def generate() -> "Ed25519PrivateKey":

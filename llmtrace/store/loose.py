@@ -7,6 +7,7 @@ An object that a power cut could leave empty under its name would never be writt
 since git looks only at names: hence the order.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -38,7 +39,7 @@ class Batch:
         """Writes an object under a temporary name; gives its id. Raises Trouble."""
         oid = object_id(kind, data)
         if kind == "blob":
-            _refuse_collision(data)
+            refuse_collision(data)
         if oid in self._new:
             return oid
         if self._known(oid):
@@ -57,13 +58,16 @@ class Batch:
     def publish(self) -> None:
         """Syncs all files, names them, syncs the folders. Raises Trouble."""
         with durable.troubled("write the store", self._folder.parent):
-            _sync([*self._new.values(), *self._old])
+            sync(self._new.values())
+            for place in self._old:
+                with contextlib.suppress(FileNotFoundError):  # packed meanwhile
+                    durable.sync(place)
             places = {self._place(oid): path for oid, path in self._new.items()}
             for place, path in places.items():
-                place.parent.mkdir(exist_ok=True)
-                path.rename(place)
+                _name(path, place)
             self._new.clear()
-            _sync({self._folder} | {place.parent for place in [*places, *self._old]})
+            folders = {place.parent for place in [*places, *self._old]}
+            sync({self._folder} | {folder for folder in folders if folder.exists()})
 
     def discard(self) -> None:
         """Removes what was not published."""
@@ -74,13 +78,23 @@ class Batch:
         return self._folder / oid[:2] / oid[2:]
 
 
+def _name(path: Path, place: Path) -> None:
+    """Moves a file into its folder, which git removes when all in it is packed."""
+    for _ in range(2):
+        place.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(place)
+            return
+    path.rename(place)
+
+
 def object_id(kind: str, data: bytes) -> str:
     """Git's id of an object."""
     header = f"{kind} {len(data)}\0".encode()
     return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
 
 
-def _refuse_collision(data: bytes) -> None:
+def refuse_collision(data: bytes) -> None:
     """Refuses a part that a stranger made to collide: git, which knows how, would not read it."""
     import pygit2
 
@@ -90,7 +104,7 @@ def _refuse_collision(data: bytes) -> None:
         raise Trouble("a part is a SHA-1 collision, which git does not store") from error
 
 
-def _sync(paths: Iterable[Path]) -> None:
+def sync(paths: Iterable[Path]) -> None:
     """Syncs files and folders, all at once; raises the first OSError."""
     listed = list(paths)
     errors: list[OSError] = []

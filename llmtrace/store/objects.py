@@ -9,13 +9,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtrace.errors import Trouble
 from llmtrace.store import durable
 from llmtrace.store.loose import Batch, object_id
+from llmtrace.store.pack import Pack
 
 if TYPE_CHECKING:
     import pygit2
@@ -54,8 +55,11 @@ class Objects:
         self._odb = repository.odb
 
     @classmethod
-    def open(cls, path: Path) -> "Objects":
-        """Opens a bare repository; raises Trouble if there is none."""
+    def open(cls, path: Path, extra: Iterable[Path] = ()) -> "Objects":
+        """Opens a bare repository; raises Trouble if there is none.
+
+        ``extra`` are more folders of objects to read from.
+        """
         import pygit2
         from pygit2.enums import RepositoryOpenFlag as Flag
 
@@ -65,7 +69,10 @@ class Objects:
             raise Trouble(f"no store at '{path}'", f"make one with 'llmtrace init --store {path}'")
         _close_off()
         try:
-            return cls(path, pygit2.Repository(str(path), Flag.NO_SEARCH | Flag.BARE))
+            repository = pygit2.Repository(str(path), Flag.NO_SEARCH | Flag.BARE)
+            for folder in extra:
+                repository.odb.add_disk_alternate(str(folder))
+            return cls(path, repository)
         except (pygit2.GitError, OSError) as error:
             raise Trouble(f"cannot open the store '{path}': {_why(error)}") from error
 
@@ -111,12 +118,14 @@ class Objects:
         return data
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Batch]:
+    def writing(self, name: str, *, many: bool = False) -> Iterator[Batch | Pack]:
         """Takes new objects; when the block ends they are all on the disk. Raises Trouble.
 
-        ``name`` tells this writer from others; the caller holds a lock of that name.
+        ``name`` tells this writer from others; the caller holds a lock of that name. Of
+        ``many`` objects one pack is made, of few loose files.
         """
-        batch = Batch(self.path / "objects", self._odb.__contains__, name)
+        folder = self.path / "objects"
+        batch = Pack(folder, name) if many else Batch(folder, self._odb.__contains__, name)
         try:
             yield batch
             batch.publish()
@@ -157,24 +166,41 @@ class Objects:
 
     def tip(self, branch: str) -> str | None:
         """Id of the newest commit of a branch, None without one."""
+        return self.reference(f"refs/heads/{branch}")
+
+    def reference(self, name: str) -> str | None:
+        """Id of the object that a ref names, such as refs/llmtrace/fork/<node>; None without."""
         import pygit2
 
         try:
-            return str(self._repository.lookup_reference(f"refs/heads/{branch}").target)
+            return str(self._repository.lookup_reference(name).target)
         except KeyError:
             return None
         except (pygit2.GitError, ValueError) as error:
-            raise Trouble(f"cannot read the branch '{branch}': {_why(error)}") from error
+            raise Trouble(f"cannot read the ref '{name}': {_why(error)}") from error
+
+    def references(self, prefix: str) -> list[str]:
+        """Whole names of the refs that begin so, sorted."""
+        names = self._repository.listall_references()
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def contains(self, oid: str) -> bool:
+        """Says whether an object is here."""
+        return oid in self._odb
 
     def move(self, branch: str, old: str | None, new: str) -> None:
         """Moves a branch from old to new, durably; raises Trouble if it is not at old."""
-        path = self.path / "refs/heads" / branch
+        self.move_reference(f"refs/heads/{branch}", old, new)
+
+    def move_reference(self, name: str, old: str | None, new: str) -> None:
+        """Moves a ref from old to new, durably; raises Trouble if it is not at old."""
+        path = self.path / name
         lock = path.with_name(f"{path.name}.lock")
         with durable.troubled("write the store", self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with os.fdopen(_take(lock), "w") as file:
                 try:
-                    self._expect(branch, old)
+                    self._expect(name, old)
                     file.write(f"{new}\n")
                     file.flush()
                     os.fsync(file.fileno())
@@ -182,13 +208,14 @@ class Objects:
                 except BaseException:
                     lock.unlink(missing_ok=True)
                     raise
-            durable.sync(path.parent)
-            if old is None:
-                durable.sync(path.parent.parent)
+            for folder in path.parents:  # one at least, and new ones all the way up
+                durable.sync(folder)
+                if old is not None or folder == self.path / "refs":
+                    break
 
-    def _expect(self, branch: str, tip: str | None) -> None:
-        if self.tip(branch) != tip:
-            raise Trouble(f"the branch '{branch}' was moved by another program")
+    def _expect(self, name: str, oid: str | None) -> None:
+        if self.reference(name) != oid:
+            raise Trouble(f"'{name}' was moved by another program")
 
 
 def _take(lock: Path) -> int:
@@ -221,6 +248,7 @@ def _close_off() -> None:
         settings.search_path[level] = ""
     settings.owner_validation = False
     settings.enable_strict_hash_verification(False)
+    settings.enable_caching(False)  # of 256 MiB: what is read here is read once
 
 
 def _why(error: Exception) -> str:
