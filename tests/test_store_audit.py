@@ -1,91 +1,21 @@
 """Audit: whatever is changed in a record or a chain is found, and named."""
 
-import base64
+import json
 import subprocess
 
 import pygit2
 import pytest
 from blake3 import blake3
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from forger import BLOB, TREE, Forger, T
 from llmtrace.errors import Trouble
-from llmtrace.store import commit, sshsig
+from llmtrace.store import canonical
 from llmtrace.store.chain import Store
 from llmtrace.store.entry import Entry
-from llmtrace.store.record import Record, node_id
+from llmtrace.store.record import Record
 from llmtrace.verify.audit import audit_chain, audit_commit
-
-T = 1_700_000_000
-PARTS = {"prompt.txt": b"secret words", "digests.bin": bytes(range(40)), "scores.json": b"{}"}
-COMMIT, TREE, BLOB = 1, 2, 3
-
-
-class Forger:
-    """A chain written by hand: everything can be wrong, and properly signed all the same."""
-
-    def __init__(self, store):
-        self.store = store
-        self.odb = pygit2.Repository(str(store.path)).odb
-        self.keys = [Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(4)]
-        self.key = self.keys[0]
-        section = {**self.announce(0), "addresses": []}
-        link = {"kind": "identity", "node": "", "seq": 0, "prev": "", "time": T}
-        self.record = Record.of({"identity": section}, {}, link)
-        self.node = node_id(self.record.digest)
-        self.tip = self.write(self.record)
-
-    def announce(self, number):
-        following = self.keys[number + 1].public_key().public_bytes_raw()
-        public = self.keys[number].public_key().public_bytes_raw()
-        return {
-            "public_key": base64.b64encode(public).decode(),
-            "next": blake3(following).hexdigest(),
-        }
-
-    def run(self, number=1, **link):
-        """The next record, with another link if wanted."""
-        sections = {"trace": {"seed": number}, "probes": {}, "attested": {"model": "tiny"}}
-        return Record.of(sections, PARTS, self.link("run", **link))
-
-    def link(self, kind, **other):
-        seq, prev = self.record.seq + 1, self.record.digest
-        link = {"kind": kind, "node": self.node, "seq": seq, "prev": prev, "time": T + seq}
-        return link | other
-
-    def write(self, record, *, files=None, message=None, author=None, parents=None, modes=None):
-        """Writes a commit of a record; whatever is given replaces what would follow from it."""
-        files = {"record.json": record.json, **record.parts} if files is None else files
-        if parents is None:
-            parents = () if record.seq == 0 else (self.tip,)
-        entries = b"".join(
-            f"{(modes or {}).get(name, '100644')} {name}\0".encode()
-            + self.odb.write(BLOB, files[name]).raw
-            for name in sorted(files)
-        )
-        tree = str(self.odb.write(TREE, entries))
-        text = record.message() if message is None else message
-        unsigned = commit.payload(tree, parents, author or record.author, record.time, text)
-        return self.signed(unsigned)
-
-    def signed(self, unsigned):
-        return self.raw(commit.signed(unsigned, sshsig.sign(unsigned, self.key)))
-
-    def raw(self, data):
-        return str(self.odb.write(COMMIT, data))
-
-    def add(self, record, **other):
-        self.tip = self.write(record, **other)
-        self.record = record
-        return self.tip
-
-    def findings(self, commit_id):
-        found = audit_commit(self.store, self.store.read(commit_id))
-        return {(finding.part, finding.reason) for finding in found}
-
-    def named(self, commit_id):
-        return {part for part, _ in self.findings(commit_id)}
 
 
 @pytest.fixture
@@ -205,13 +135,9 @@ def test_a_record_of_another_key_is_found(forger):
     assert forger.findings(forger.raw(unsigned)) == {("signature", "missing")}
 
 
-def rotation(forger, number):
-    return Record.of({"rotate": forger.announce(number)}, {}, forger.link("rotate"))
-
-
 def test_only_the_promised_key_follows_and_only_if_the_old_one_says_so(forger):
     start = (forger.tip, forger.record)
-    forger.add(rotation(forger, 1))
+    forger.add(forger.rotation(1))
     forger.key = forger.keys[1]
     good = forger.add(forger.run())
     assert forger.findings(good) == set()
@@ -220,7 +146,7 @@ def test_only_the_promised_key_follows_and_only_if_the_old_one_says_so(forger):
     for key, number, why in ((0, 2, "announces another key"), (1, 1, "is not signed by the key")):
         forger.tip, forger.record = start
         forger.key = forger.keys[key]
-        forger.add(rotation(forger, number))
+        forger.add(forger.rotation(number))
         forger.key = forger.keys[number]
         found = forger.findings(forger.add(forger.run()))
         assert [part for part, _ in found] == ["chain"]
@@ -275,3 +201,51 @@ def test_any_bytes_give_findings_and_no_exception(forger, tree, raw, json):
     forged = forger.raw(sound.raw.replace(sound.commit.tree.encode(), place))
     assert forger.named(forged)
     assert audit_commit(forger.store, Entry(forger.store._objects, forger.raw(raw)))
+
+
+BIG = 2**53
+
+
+@pytest.mark.parametrize(
+    ("data", "ok"),
+    [
+        (b"%d" % (BIG - 1), True),
+        (b"%d" % BIG, False),
+        (b"-%d" % BIG, False),
+        (b"[1,%d]" % BIG, False),
+        (b'{"a":%d}' % BIG, False),
+        (b'{"a":{"b":[-%d]}}' % BIG, False),
+        (b'["%d"]' % BIG, True),
+        (b'{"%d":1}' % BIG, True),
+        (b'{"a":"x,%d"}' % BIG, True),
+        (b"[" * 32 + b"]" * 32, True),
+        (b"[" * 33 + b"]" * 33, False),
+        ('{"\U0001f600":1,"\uffff":2}'.encode(), True),  # in the order of UTF-16
+        ('{"\uffff":2,"\U0001f600":1}'.encode(), False),
+        (b'{"b":1,"a":2}', False),
+        (b'{"a":1,"a":1}', False),
+        (b'["\\u0041"]', False),
+        (b'["\\ud800"]', False),
+        (b"[1.0]", False),
+        (b"[-0]", False),
+    ],
+)
+def test_the_fast_way_to_canonical_bytes_refuses_what_the_slow_one_does(data, ok):
+    """The slow one is told apart by what only it does: it looks at every value."""
+    if not ok:
+        with pytest.raises(ValueError, match=r"."):
+            canonical.decode(data)
+        return
+    value = canonical.decode(data)
+    assert canonical.encode(value) == data
+    assert value == json.loads(data)
+
+
+def test_the_checksum_is_that_of_the_trace_wherever_a_trace_stands(forger):
+    """Also where other sections have keys and texts that look like the section."""
+    for more in ({"trace": {"x": 1}}, {"x": ',"trace":{'}, {"trace": []}):
+        for trace, attested in (({"seed": 1} | more, {}), ({"seed": 1}, more)):
+            sections = {"trace": trace, "probes": {}, "attested": {"model": "tiny"} | attested}
+            record = Record.of(sections, {}, forger.link("run"))
+            expected = blake3(canonical.encode(trace)).hexdigest()
+            assert Record.parse(record.json, {}).checksum == record.checksum == expected

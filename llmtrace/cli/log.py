@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
     from llmtrace.store.chain import Store
     from llmtrace.store.entry import Entry
+    from llmtrace.verify.revocation import Revocations
 
 NONE = "-"  # in the place of what a record does not have, so that columns stay in place
 FACTS = (
     *("seq", "kind", "node", "time", "model", "checksum", "prompt_tokens", "output_tokens"),
-    "problem",
+    *("problem", "revoked"),
 )
 NAME = 40  # characters of a model's name
 
@@ -48,7 +49,7 @@ def log(
     digits of the checksum, time, prompt+output tokens.
 
     Lists runs. A record that cannot be read is listed as malformed, since it
-    could be one.
+    could be one; one that its author took back ends in 'revoked'.
 
     \b
     Examples:
@@ -74,13 +75,16 @@ def log(
 
 
 def _listed(store: Store, revision: str, wanted: Set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    from llmtrace.verify.revocation import Revocations
+
+    revocations = Revocations(store)
     for entry in store.log(revision):
-        facts = _facts(entry)
+        facts = _facts(entry, revocations)
         if facts["kind"] is None or facts["kind"] in wanted:
             yield entry.id, facts
 
 
-def _facts(entry: Entry) -> dict[str, Any]:
+def _facts(entry: Entry, revocations: Revocations) -> dict[str, Any]:
     """What a line tells; None for what the record does not have or cannot be read."""
     from llmtrace.verify.reading import Run
 
@@ -88,6 +92,8 @@ def _facts(entry: Entry) -> dict[str, Any]:
     try:
         record = entry.record
         facts |= {"seq": record.seq, "kind": record.kind, "node": record.node, "time": record.time}
+        if revoked := revocations.of(entry):
+            facts["revoked"] = revoked._asdict()
         if record.kind == "run":
             run = Run.of(entry)
             facts["model"] = {"name": run.model_name, "id": run.claim.model}
@@ -106,8 +112,9 @@ def _line(commit: str, facts: dict[str, Any]) -> str:
         seq = NONE if facts["seq"] is None else facts["seq"]
         return f"{commit} {seq:>5} malformed {plain(facts['problem'])}"
     start = f"{commit} {facts['seq']:>5} {facts['kind']}"
+    end = "" if facts["revoked"] is None else " revoked"
     if facts["model"] is None:
-        return f"{start} {NONE} {NONE} {utc(facts['time'])} {NONE}"
+        return f"{start} {NONE} {NONE} {utc(facts['time'])} {NONE}{end}"
     name = "_".join(plain(facts["model"]["name"][:NAME]).split()) or NONE
     tokens = f"{facts['prompt_tokens']}+{facts['output_tokens']}"
-    return f"{start} {name} {facts['checksum'][:12]} {utc(facts['time'])} {tokens}"
+    return f"{start} {name} {facts['checksum'][:12]} {utc(facts['time'])} {tokens}{end}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmtrace.device.device import Device
     from llmtrace.engine.trace import Model
     from llmtrace.model.architecture import Architecture
+    from llmtrace.store.carrier import Carrier
     from llmtrace.store.chain import Store
 
 
@@ -38,7 +39,20 @@ def open_store(session: Session, *, create: bool = False) -> Store:
     """Opens the store of this session."""
     from llmtrace.store.chain import Store
 
-    return Store.open(session.settings.store, session.settings.config / "keys", create=create)
+    settings = session.settings
+    store = Store.open(settings.store, settings.config / "keys", create=create)
+    store.lineage.keep_in(settings.cache / "places")
+    return store
+
+
+def open_carrier(session: Session) -> Carrier:
+    """What starts git for this session; warns of one with known holes."""
+    from llmtrace.store.carrier import Carrier
+
+    carrier = Carrier(session.settings.network)
+    if warning := carrier.warning():
+        session.out.warn(warning)
+    return carrier
 
 
 class Models:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from llmtrace.store.entry import Entry
     from llmtrace.verify.reading import Run
+    from llmtrace.verify.revocation import Revocation
 
 INDENT = "    "
 WIDEST = 24  # characters of a key that others chose
@@ -40,13 +41,18 @@ def show(session: Session, commit: str, tokens: bool, model: str | None) -> int:
     """
     from llmtrace.cli.opening import open_store
     from llmtrace.verify.reading import Run
+    from llmtrace.verify.revocation import revocation
 
-    entry = open_store(session).read(commit)
+    store = open_store(session)
+    entry = store.read(commit)
     run = Run.of(entry) if entry.record.kind == "run" else None
+    revoked = revocation(store, entry)
     if session.out.json:
-        session.out.object("show", **_whole(entry, run))
+        session.out.object(
+            "show", **_whole(entry, run), revoked=revoked._asdict() if revoked else None
+        )
         return 0
-    page = _table(_head(entry) | (_asked(run) if run else {}))
+    page = _table(_head(entry, revoked) | (_asked(run) if run else {}))
     page += [*_texts_of(run), *_features(run)] if run else _section(entry)
     if run and tokens:
         page += _tokens(session, run, model)
@@ -76,7 +82,7 @@ def _whole(entry: Entry, run: Run | None) -> dict[str, Any]:
     }
 
 
-def _head(entry: Entry) -> dict[str, str]:
+def _head(entry: Entry, revoked: Revocation | None) -> dict[str, str]:
     """Who says it, and where in which chain."""
     from llmtrace.cli.records import utc
 
@@ -85,7 +91,11 @@ def _head(entry: Entry) -> dict[str, str]:
     if record.checksum:
         facts["checksum"] = record.checksum
     place = {"kind": record.kind, "node": record.node, "seq": str(record.seq)}
-    return facts | place | {"time": utc(record.time)}
+    facts |= place | {"time": utc(record.time)}
+    if revoked:
+        said = f": {revoked.reason}" if revoked.reason else ""
+        facts["revoked"] = f"by {revoked.commit[:8]}, seq {revoked.seq}{said}"
+    return facts
 
 
 def _section(entry: Entry) -> list[str]:

@@ -6,12 +6,15 @@ their printing is the one hard part of RFC 8785, and records keep exact bits.
 """
 
 import json
+import re
 from typing import NoReturn
 
 LIMIT = 16 << 20  # bytes of one value
 DEPTH = 32  # containers inside each other
 CONTAINERS = 1 << 17  # brackets in the bytes: 16 MiB of "[]" would take 350 MB of memory
 SAFE = 2**53  # integers beyond it are not exact in the readers of other languages
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = re.compile(rb"(?:^|[\[,:])-?[0-9]{16}")  # where an integer of 2^53 may stand
 
 
 def encode(value: object) -> bytes:
@@ -32,15 +35,23 @@ def decode(data: bytes) -> object:
     Comparing with the re-encoded value refuses at once duplicate keys, white space,
     unsorted keys, ``-0``, escapes that are not needed and everything else of that kind.
     """
-    _check_size(data)
+    brackets = _check_size(data)
     try:
         value: object = _DECODER.decode(data.decode())
-        again = encode(value)
+        # What was JSON has a canonical form, but for depth, large integers and the order of
+        # keys: where none of these can matter, nobody looks at each value.
+        simple = brackets <= DEPTH and data.isascii() and not _has_long(data)
+        encoded = _SORTING.encode(value).encode() if simple else encode(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if again != data:
+    if encoded != data:
         raise ValueError("not canonical JSON")
     return value
+
+
+def _has_long(data: bytes) -> bool:
+    """Says whether an integer of 16 digits may stand there; the first test is the fast one."""
+    return b"0" * 16 in data.translate(_DIGITS) and _LONG.search(data) is not None
 
 
 def _check(value: object, depth: int) -> bool:
@@ -94,11 +105,14 @@ def _order(value: object) -> object:
     return value
 
 
-def _check_size(data: bytes) -> None:
+def _check_size(data: bytes) -> int:
+    """How many brackets open; raises ValueError for what is too large."""
     if len(data) > LIMIT:
         raise ValueError(f"larger than {LIMIT} bytes")
-    if data.count(b"[") + data.count(b"{") > CONTAINERS:
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets > CONTAINERS:
         raise ValueError("too many brackets")
+    return brackets
 
 
 def _refuse(text: str) -> NoReturn:

@@ -45,19 +45,26 @@ class Store:
 
     @classmethod
     def open(
-        cls, path: Path, keys_dir: Path, *, create: bool = False, time: int | None = None
+        cls,
+        path: Path,
+        keys_dir: Path,
+        *,
+        create: bool = False,
+        time: int | None = None,
+        until: int | None = None,
     ) -> "Store":
         """Opens a store; with create for writing: made if absent, with a key and an identity.
 
         Opened for writing, a record that a killed process left unfinished is completed.
-        ``time`` is that of the identity, now if None. Raises Trouble.
+        ``time`` is that of the identity, now if None; ``until`` the last seq that its key
+        may sign, None for any. Raises Trouble.
         """
         if create and not (path / "HEAD").exists():
             Objects.create(path)
         store = cls(Objects.open(path), keys_dir)
         if create:
             if store._own() is None:
-                store._found(int(clock.time()) if time is None else time)
+                store._found(int(clock.time()) if time is None else time, until)
             own = Keys(keys_dir, store.node)
             with own.lock():
                 store._settle(own)
@@ -81,6 +88,10 @@ class Store:
             hint = f"make one with 'llmtrace init --store {self.path}'"
             raise Trouble(f"the store '{self.path}' has no node of its own", hint)
         return own
+
+    def holds_key(self, node: str) -> bool:
+        """Says whether a node is one's own: HEAD of a store that was copied names another's."""
+        return Keys.exists(self._keys_dir, node)
 
     def nodes(self) -> list[str]:
         """Ids of all nodes whose chains are here, sorted."""
@@ -123,8 +134,11 @@ class Store:
         with own.lock():
             return self._append(own, events) if events else []
 
-    def rotate(self, time: int) -> str:
-        """Puts the promised key in force and promises another; gives the commit id."""
+    def rotate(self, time: int, until: int | None = None) -> str:
+        """Puts the promised key in force and promises another; gives the commit id.
+
+        ``until`` is the last seq that the new key may sign; None for any.
+        """
         own = Keys(self._keys_dir, self.node)
         with own.lock():
             self._settle(own)
@@ -132,6 +146,7 @@ class Store:
             section = {
                 "public_key": base64.b64encode(following).decode(),
                 "next": blake3_hex(after),
+                **({} if until is None else {"until": until}),
             }
             (commit_id,) = self._append(own, [Event("rotate", {"rotate": section}, {}, time)])
             own.end_rotation(following)
@@ -170,17 +185,16 @@ class Store:
 
     def allowed_signers(self, node: str) -> str:
         """All keys that a chain ever had, for git's ``gpg.ssh.allowedSignersFile``."""
-        entries = list(self.log(f"node/{node}"))
-        entries.reverse()
-        found = dict.fromkeys(self.lineage.after(entry.id).key for entry in entries)
-        return "".join(sshsig.allowed_line(address(node), key) + "\n" for key in found)
+        keys = (one.key for one in self.lineage.keys(self.read(f"node/{node}").id))
+        lines = (sshsig.allowed_line(address(node), key) for key in dict.fromkeys(keys))
+        return "".join(f"{line}\n" for line in lines)
 
     def _own(self) -> str | None:
         """The node that HEAD names; None in a store without one."""
         name = self._objects.head().removeprefix("node/")
         return name if NODE_ID.fullmatch(name) else None
 
-    def _found(self, time: int) -> None:
+    def _found(self, time: int, until: int | None) -> None:
         """Makes key and identity; the record itself is completed by ``_settle``."""
         if self._objects.branches("") and self._own() is None:  # in this order: HEAD comes first
             hint = "keep records in another folder, with --store DIR"
@@ -194,12 +208,13 @@ class Store:
                 "public_key": base64.b64encode(public).decode(),
                 "next": blake3_hex(following),
                 "addresses": [],
+                **({} if until is None else {"until": until}),
             }
             link = {"kind": "identity", "node": "", "seq": 0, "prev": "", "time": time}
             record = Record.of({"identity": section}, {}, link)
             last = Last(0, record.digest, self._write_trees([record], "new")[0])
             node = node_id(record.digest)
-            keys.Keys.create(self._keys_dir, node, pair, last)
+            keys.Keys.create(self._keys_dir, node, pair, last, until)
             self._objects.set_head(f"node/{node}")
 
     def _append(self, own: Keys, events: Sequence[Event]) -> list[str]:
@@ -213,8 +228,18 @@ class Store:
             link = {"kind": event.kind, "time": event.time, **place}
             records.append(Record.of(dict(event.sections), event.parts, link))
             prev = records[-1].digest
+        until = own.until
+        if until is not None and seq >= until + (records[-1].kind == "rotate"):
+            raise Trouble(
+                f"the key of {node_name(own.node)} may sign up to record {until}: "
+                "the next has to be a rotation",
+                "llmtrace key rotate",
+            )
+        if records[-1].kind == "rotate":
+            until = records[-1].sections["rotate"].get("until")
         trees = self._write_trees(records, own.node)
-        own.promise([Last(r.seq, r.digest, t) for r, t in zip(records, trees, strict=True)])
+        lasts = [Last(r.seq, r.digest, t) for r, t in zip(records, trees, strict=True)]
+        own.promise(lasts, until)
         return self._finish(own, records, tip)
 
     def _settle(self, own: Keys) -> str:

@@ -17,6 +17,12 @@ _COMMIT = re.compile(
 )
 
 
+_ENTRY = re.compile(rb"([^ ]*) ([^\0]*)\0(.{20})", re.DOTALL)
+
+
+_PARENT = re.compile(rb"tree [0-9a-f]{40}\nparent ([0-9a-f]{40})\nauthor ")
+
+
 class Blob(NamedTuple):
     """One entry of a tree; the name is as its author wrote it, other bytes than ASCII escaped."""
 
@@ -50,15 +56,12 @@ def parse_tree(data: bytes) -> list[Blob]:
     """The entries of a tree; raises ValueError if it is none."""
     found = []
     place = 0
-    while place < len(data):
-        space = data.index(b" ", place)
-        zero = data.index(b"\0", space)
-        if zero + 21 > len(data):
-            raise ValueError("cut short")
-        name = data[space + 1 : zero].decode("ascii", "backslashreplace")
-        mode = data[place:space].decode("ascii", "backslashreplace")
-        found.append(Blob(mode, name, data[zero + 1 : zero + 21].hex()))
-        place = zero + 21
+    while match := _ENTRY.match(data, place):
+        mode, name, oid = match.groups()
+        found.append(Blob(_ascii(mode), _ascii(name), oid.hex()))
+        place = match.end()
+    if place != len(data):
+        raise ValueError("cut short")
     return found
 
 
@@ -93,6 +96,16 @@ def parse_commit(data: bytes) -> Commit:
         _text(block[len(b"gpgsig ") :].replace(b"\n ", b"\n")),
         data[:start] + data[start + len(block) :],
     )
+
+
+def parent_of(data: bytes) -> str | None:
+    """The parent of a commit as we write them, found fast; None for any other commit."""
+    match = _PARENT.match(data)
+    return match[1].decode() if match else None
+
+
+def _ascii(data: bytes) -> str:
+    return data.decode("ascii", "backslashreplace")
 
 
 def _text(data: bytes) -> str:

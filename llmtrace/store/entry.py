@@ -13,8 +13,8 @@ from llmtrace.store.objects import Objects
 from llmtrace.store.record import JSON_NAME, Record, Sections, blake3_hex, check_part
 from llmtrace.store.schema import ENTRIES, limit_of, media_of
 
-_COMMIT_LIMIT = 64 << 10  # bytes; ours have about 1,200
-_TREE_LIMIT = ENTRIES * 64  # bytes; our longest name has 19 characters, an entry 47 bytes
+COMMIT_LIMIT = 64 << 10  # bytes; ours have about 1,200
+TREE_LIMIT = ENTRIES * 64  # bytes; our longest name has 19 characters, an entry 47 bytes
 
 
 class Entry:
@@ -22,7 +22,7 @@ class Entry:
 
     def __init__(self, objects: Objects, commit_id: str) -> None:
         self.id = commit_id
-        self.raw = objects.read(commit_id, "commit", _COMMIT_LIMIT)
+        self.raw = objects.read(commit_id, "commit", COMMIT_LIMIT)
         self._objects = objects
 
     @cached_property
@@ -56,7 +56,7 @@ class Entry:
     @cached_property
     def tree(self) -> tuple[Blob, ...]:
         """The entries of the tree, whatever they are."""
-        data = self._objects.read(self.commit.tree, "tree", _TREE_LIMIT)
+        data = self._objects.read(self.commit.tree, "tree", TREE_LIMIT)
         try:
             return tuple(parse_tree(data))
         except ValueError as error:
@@ -90,6 +90,7 @@ class Entry:
             record = Record.outline(self.json, parts)
         except Trouble as error:
             raise Trouble(f"'{self.id[:8]}': {error}") from None
+        record.__dict__["digest"] = self.digest
         parts.declared = {entry["name"]: entry for entry in record.sections["parts"]}
         return record
 

@@ -7,7 +7,8 @@ second digest for one seq is never signed, whatever becomes of the store.
     key  next   private keys in OpenSSH format, mode 0600
     after       the key after next, while a rotation is under way
     last        canonical JSON: seq, digest and tree of the record signed last; under
-                "before" digest and tree of each that was promised together with it
+                "before" digest and tree of each that was promised together with it; under
+                "until" the last seq that the key in force may sign, unless it is any
     lock        held by the one writer of the chain
 """
 
@@ -53,6 +54,7 @@ class Keys:
         node: str,
         pair: tuple["Ed25519PrivateKey", "Ed25519PrivateKey"],
         last: Last,
+        until: int | None = None,
     ) -> "Keys":
         """Stores the first two keys of a new node, whole or not at all."""
         new = folder / f".{node}.new"
@@ -63,7 +65,7 @@ class Keys:
             try:
                 for name, key in zip(("key", "next"), pair, strict=True):
                     durable.write_file(new / name, _private_text(key))
-                durable.write_file(new / "last", _memory([last]))
+                durable.write_file(new / "last", _memory([last], until))
                 durable.rename(new, folder / node)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
@@ -89,6 +91,14 @@ class Keys:
     @property
     def promised(self) -> list[Last]:
         """The records promised together, the one signed last at the end; raises Trouble."""
+        return self._read_memory()[0]
+
+    @property
+    def until(self) -> int | None:
+        """Last seq that may be signed by the key that signs the next record; None for any."""
+        return self._read_memory()[1]
+
+    def _read_memory(self) -> tuple[list[Last], int | None]:
         path = self._folder / "last"
         with durable.troubled("read", path):
             data = path.read_bytes()
@@ -97,19 +107,19 @@ class Keys:
         except (ValueError, TypeError, KeyError):
             raise Trouble(f"'{path}' does not say what was signed last") from None
 
-    def promise(self, following: Sequence[Last]) -> None:
-        """Remembers, durably, the records that will be signed next."""
+    def promise(self, following: Sequence[Last], until: int | None = None) -> None:
+        """Remembers, durably, the records that will be signed next, and ``until`` after them."""
         last = self.last
         for seq, one in enumerate(following, last.seq + 1):
             if one.seq != seq:
                 raise Trouble(f"record {one.seq} cannot be signed after record {seq - 1}")
-        durable.write_file(self._folder / "last", _memory(following))
+        durable.write_file(self._folder / "last", _memory(following, until))
 
     def catch_up(self, last: Last) -> None:
         """Remembers a later record that this key did sign: one that the memory had lost."""
         if last.seq <= self.last.seq:
             raise Trouble(f"the key of {node_name(self.node)} has signed record {last.seq} already")
-        durable.write_file(self._folder / "last", _memory([last]))
+        durable.write_file(self._folder / "last", _memory([last], self.until))
 
     def signer(self, promised: Sequence[Last]) -> Callable[[bytes], str]:
         """Signs the commits of the records that the memory names, and of no others."""
@@ -159,20 +169,23 @@ class Keys:
         return key
 
 
-def _memory(promised: Sequence[Last]) -> bytes:
+def _memory(promised: Sequence[Last], until: int | None) -> bytes:
     """What the file ``last`` holds."""
     whole: dict[str, object] = dict(promised[-1]._asdict())
+    if until is not None:
+        whole["until"] = until
     if len(promised) > 1:
         whole["before"] = [[one.record, one.tree] for one in promised[:-1]]
     return canonical.encode(whole)
 
 
-def _remembered(value: object) -> list[Last]:
-    if not isinstance(value, dict) or set(value) - {"before"} != set(Last._fields):
+def _remembered(value: object) -> tuple[list[Last], int | None]:
+    if not isinstance(value, dict) or set(value) - {"before", "until"} != set(Last._fields):
         raise ValueError("other keys")
     pairs = [*value.get("before", []), [value["record"], value["tree"]]]
     first = int(value["seq"]) - len(pairs) + 1
-    return [Last(first + i, str(record), str(tree)) for i, (record, tree) in enumerate(pairs)]
+    lasts = [Last(first + i, str(record), str(tree)) for i, (record, tree) in enumerate(pairs)]
+    return lasts, int(value["until"]) if "until" in value else None
 
 
 def generate() -> "Ed25519PrivateKey":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from llmtrace.errors import Trouble
 from llmtrace.store import durable
+from llmtrace.store.index import check_indexes
 from llmtrace.store.loose import Batch, object_id
 from llmtrace.store.pack import Pack
 
@@ -40,6 +41,8 @@ _CONFIG = """\
 \tfsckObjects = true
 """
 _HEAD = "refs/heads/main"  # of a store without a node of its own
+_HEAD_LIMIT = 4096  # bytes
+_PLAIN_LIMIT = 64 << 20  # bytes of a file that libgit2 reads whole: configuration, packed refs
 _STALE = 1.0  # seconds after which a ref's lock file belongs to a dead process
 _KINDS = ("", "commit", "tree", "blob", "tag")  # by git's numbers
 _COMMIT = 1
@@ -49,8 +52,11 @@ _ID = re.compile(r"[0-9a-f]{40}")
 class Objects:
     """The objects and branches of one bare repository (SHA-1, files)."""
 
-    def __init__(self, path: Path, repository: "pygit2.Repository") -> None:
+    def __init__(
+        self, path: Path, repository: "pygit2.Repository", extra: tuple[Path, ...] = ()
+    ) -> None:
         self.path = path
+        self.extra = extra  # more folders of objects that are read
         self._repository = repository
         self._odb = repository.odb
 
@@ -65,14 +71,20 @@ class Objects:
 
         with durable.troubled("read", path):
             exists = (path / "HEAD").is_file()
-        if not exists:
-            raise Trouble(f"no store at '{path}'", f"make one with 'llmtrace init --store {path}'")
+            if not exists:
+                hint = f"make one with 'llmtrace init --store {path}'"
+                raise Trouble(f"no store at '{path}'", hint)
+            _refuse_odd(path)
+        extra = tuple(extra)
+        for folder in (path / "objects", *extra):
+            check_indexes(folder)
         _close_off()
         try:
             repository = pygit2.Repository(str(path), Flag.NO_SEARCH | Flag.BARE)
-            for folder in extra:
+            folders = tuple(extra)
+            for folder in folders:
                 repository.odb.add_disk_alternate(str(folder))
-            return cls(path, repository)
+            return cls(path, repository, folders)
         except (pygit2.GitError, OSError) as error:
             raise Trouble(f"cannot open the store '{path}': {_why(error)}") from error
 
@@ -150,14 +162,13 @@ class Objects:
 
     def branches(self, prefix: str) -> list[str]:
         """Names of the branches that begin so, without refs/heads/, sorted."""
-        start = f"refs/heads/{prefix}"
-        names = self._repository.listall_references()
-        return sorted(name[len("refs/heads/") :] for name in names if name.startswith(start))
+        names = self.references(f"refs/heads/{prefix}")
+        return [name[len("refs/heads/") :] for name in names]
 
     def head(self) -> str:
         """The branch that HEAD names, without refs/heads/, whether it exists or not."""
-        with durable.troubled("read", self.path / "HEAD"):
-            text = (self.path / "HEAD").read_text(errors="replace")
+        with durable.troubled("read", self.path / "HEAD"), (self.path / "HEAD").open("rb") as file:
+            text = file.read(_HEAD_LIMIT).decode(errors="replace")
         return text.removeprefix("ref: refs/heads/").strip()
 
     def set_head(self, branch: str) -> None:
@@ -181,7 +192,12 @@ class Objects:
 
     def references(self, prefix: str) -> list[str]:
         """Whole names of the refs that begin so, sorted."""
-        names = self._repository.listall_references()
+        import pygit2
+
+        try:
+            names = self._repository.listall_references()
+        except (pygit2.GitError, ValueError) as error:
+            raise Trouble(f"cannot read the refs of '{self.path}': {_why(error)}") from error
         return sorted(name for name in names if name.startswith(prefix))
 
     def contains(self, oid: str) -> bool:
@@ -232,6 +248,25 @@ def _take(lock: Path) -> int:
             if time.monotonic() > end:
                 lock.unlink(missing_ok=True)
             time.sleep(0.02)
+
+
+def _refuse_odd(store: Path) -> None:
+    """Refuses what would block or swamp whoever reads it, in a store that somebody handed over.
+
+    A pipe in the place of a file blocks, and libgit2 reads some files whole.
+    """
+    folders = [str(store)]
+    while folders:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+            for entry in entries:  # some may go meanwhile: others write here
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not entry.is_file() and not entry.is_dir() and Path(entry.path).exists():
+                    raise Trouble(f"'{entry.path}' is neither a file nor a folder")
+    for name in ("config", "packed-refs", "objects/info/alternates"):
+        path = store / name
+        if path.is_file() and path.stat().st_size > _PLAIN_LIMIT:
+            raise Trouble(f"'{path}' has more than {_PLAIN_LIMIT} bytes")
 
 
 def _close_off() -> None:

@@ -7,7 +7,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FORMAT = 1
 JOBS = frozenset({"offer", "cancel", "claim", "result", "reveal"})
@@ -26,12 +26,15 @@ _MEDIA = {
     "digests.bin": "application/octet-stream",
     "probes.bin": "application/octet-stream",
     "features.json": "application/json",
+    "leaves.bin": "application/octet-stream",
     "scores.json": "application/json",
     "samples.safetensors": "application/octet-stream",
 }
 _KEPT = re.compile(r"kept\.[0-9]{3}")
 _TIMES = 253402300800  # 10000-01-01: git prints years of four digits
 _ADDRESSES = 64
+REVOKED = 256  # records that one revocation names
+REASON = 1024  # characters
 _SAFE = 2**53
 
 
@@ -78,36 +81,99 @@ def check_sections(value: object) -> list[str]:
     return found or list(_kind(kind, value))
 
 
-def _kind(kind: str, value: dict[str, dict[str, object]]) -> Iterator[str]:
+def _kind(kind: str, value: dict[str, dict[str, Any]]) -> Iterator[str]:
     """What a kind asks of its own section."""
     if kind == "run":
         if not isinstance(value["attested"].get("model"), str):
             yield "attested.model is no string"
         return
-    section = value[kind]
+    section, seq = value[kind], value["link"]["seq"]
     if kind in ("identity", "rotate"):
-        yield from _keys(kind, section)
+        yield from _keys(kind, section, seq)
+    if kind == "revoke":
+        yield from _revoked(section, seq)
+    if kind == "verdict":
+        yield from _verdict(section)
     if kind in MARKET and "network" not in section:
         yield f"a record of kind '{kind}' without a network"
     if "network" in section and not _digest(section["network"]):
         yield f"{kind}.network is no digest"
 
 
-def _keys(kind: str, section: dict[str, object]) -> Iterator[str]:
+def _verdict(section: dict[str, Any]) -> Iterator[str]:
+    """Checks an in-toto statement with a verification summary, as far as its readers need it."""
+    if section.keys() != {"_type", "subject", "predicateType", "predicate"}:
+        yield "section 'verdict' does not hold exactly _type, predicate, predicateType, subject"
+        return
+    if section["_type"] != _STATEMENT or section["predicateType"] != _SUMMARY:
+        yield "verdict is no in-toto statement of a verification summary"
+    subjects = section["subject"]
+    if not isinstance(subjects, list) or not 0 < len(subjects) <= _SUBJECTS:
+        yield "verdict.subject is no list of subjects"
+    elif not all(isinstance(s, dict) and isinstance(s.get("digest"), dict) for s in subjects):
+        yield "verdict.subject has one without digests"
+    predicate = section["predicate"]
+    if not isinstance(predicate, dict):
+        yield "verdict.predicate is no object"
+        return
+    wrong = [name for name in _PREDICATE if not _PREDICATE[name](predicate.get(name))]
+    yield from (f"verdict.predicate.{name} is not as it must be" for name in wrong)
+
+
+_STATEMENT = "https://in-toto.io/Statement/v1"
+_SUMMARY = "https://slsa.dev/verification_summary/v1"
+_SUBJECTS = 64  # of one verdict
+_PREDICATE: dict[str, Callable[[Any], bool]] = {
+    "verifier": lambda v: isinstance(v, dict) and isinstance(v.get("id"), str),
+    "timeVerified": lambda v: isinstance(v, str),
+    "resourceUri": lambda v: isinstance(v, str),
+    "policy": lambda v: isinstance(v, dict) and isinstance(v.get("uri"), str),
+    "verificationResult": lambda v: v in ("PASSED", "FAILED"),
+    "verifiedLevels": lambda v: isinstance(v, list) and all(isinstance(s, str) for s in v),
+}
+
+
+def _keys(kind: str, section: dict[str, Any], seq: int) -> Iterator[str]:
     """Checks the sections that announce a key, and the digest of the one after it."""
     names = {"public_key", "next"} | ({"addresses"} if kind == "identity" else set())
-    if set(section) != names:
+    if section.keys() - {"until"} != names:
         yield f"section '{kind}' does not hold exactly {', '.join(sorted(names))}"
         return
     if public_key(section) is None:
         yield f"{kind}.public_key is not 32 bytes in base64"
     if not _digest(section["next"]):
         yield f"{kind}.next is no digest"
+    if "until" in section and not (_whole(section["until"]) and section["until"] > seq):
+        yield f"{kind}.until is no seq after this one"
     listed = section.get("addresses", [])
     if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
         yield f"{kind}.addresses is no list of strings"
     elif len(listed) > _ADDRESSES or any(len(text) > 1024 for text in listed):
         yield f"{kind}.addresses is too long"
+
+
+def _revoked(section: dict[str, object], seq: int) -> Iterator[str]:
+    """Checks a revocation: which earlier records of the chain, and why."""
+    if set(section) != {"records", "reason"}:
+        yield "section 'revoke' does not hold exactly reason, records"
+        return
+    if not isinstance(section["reason"], str) or len(section["reason"]) > REASON:
+        yield f"revoke.reason is no text of at most {REASON} characters"
+    listed = section["records"]
+    if not isinstance(listed, list) or not 0 < len(listed) <= REVOKED:
+        yield f"revoke.records is no list of 1 to {REVOKED} records"
+        return
+    for one in listed:
+        if not isinstance(one, dict) or set(one) != {"seq", "record"}:
+            yield "a record in revoke.records does not hold exactly record, seq"
+        elif not _digest(one["record"]) or not _whole(one["seq"], seq) or one["seq"] == 0:
+            yield "revoke.records names no earlier record"
+        else:
+            continue
+        return
+    seqs = [one["seq"] for one in listed]
+    if seqs != sorted(set(seqs)):
+        yield "revoke.records is not sorted by seq, each once"
 
 
 def public_key(section: dict[str, object]) -> bytes | None:
@@ -129,7 +195,7 @@ def _link(link: object) -> Iterator[str]:
     if set(link) != set(_LINK):
         yield f"link does not hold exactly {', '.join(_LINK)}"
         return
-    wrong = [name for name, test in _LINK.items() if not test(link[name])]
+    wrong = [name for name in _LINK if not _LINK[name](link[name])]
     yield from (f"link.{name} cannot be {printable(link[name])}" for name in wrong)
     if wrong:
         return
@@ -168,8 +234,11 @@ def _parts(parts: object) -> Iterator[str]:
         yield "parts are not sorted by name, each once"
 
 
+_PART = {"name", "size", "blake3", "sha256", "media"}
+
+
 def _part(entry: object) -> Iterator[str]:
-    if not isinstance(entry, dict) or set(entry) != {"name", "size", "blake3", "sha256", "media"}:
+    if not isinstance(entry, dict) or entry.keys() != _PART:
         yield "a part does not hold exactly name, size, blake3, sha256, media"
         return
     name = entry["name"]

@@ -9,10 +9,14 @@ import base64
 import binascii
 import hashlib
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
 
 _MAGIC = b"SSHSIG"
 _ALGORITHM = b"ssh-ed25519"
@@ -36,7 +40,6 @@ def check(data: bytes, armored: str, public_key: bytes, namespace: str = "git") 
     refused as well, so that a signed object cannot be spelled in two ways.
     """
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     blob = _disarm(armored)
     if blob is None or len(blob) < 64:
@@ -45,7 +48,7 @@ def check(data: bytes, armored: str, public_key: bytes, namespace: str = "git") 
     if claimed != armored:
         return _difference(blob, public_key, namespace)
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(blob[-64:], _signed(data, namespace))
+        _public_key(public_key).verify(blob[-64:], _signed(data, namespace))
     except (InvalidSignature, ValueError):
         return "bad signature"
     return None
@@ -62,6 +65,13 @@ def allowed_line(principal: str, public_key: bytes, namespace: str = "git") -> s
     return f'{principal} namespaces="{namespace}" ssh-ed25519 {key}'
 
 
+@lru_cache(maxsize=64)
+def _public_key(raw: bytes) -> "Ed25519PublicKey":
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
 def _string(data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + data
 
@@ -72,17 +82,28 @@ def _public_blob(public_key: bytes) -> bytes:
 
 def _signed(data: bytes, namespace: str) -> bytes:
     """What Ed25519 signs: the namespace keeps a commit from passing for anything else."""
-    digest = hashlib.sha512(data).digest()
-    return _MAGIC + b"".join(map(_string, (namespace.encode(), b"", _HASH, digest)))
+    return _signed_head(namespace) + hashlib.sha512(data).digest()
+
+
+@lru_cache(maxsize=16)
+def _signed_head(namespace: str) -> bytes:
+    strings = (namespace.encode(), b"", _HASH)
+    return _MAGIC + b"".join(map(_string, strings)) + struct.pack(">I", 64)
 
 
 def _armor(public_key: bytes, namespace: str, signature: bytes) -> str:
-    inner = _string(_ALGORITHM) + _string(signature)
-    strings = (_public_blob(public_key), namespace.encode(), b"", _HASH, inner)
-    blob = _MAGIC + struct.pack(">I", 1) + b"".join(map(_string, strings))
-    text = base64.b64encode(blob).decode()
+    text = base64.b64encode(_head(public_key, namespace) + signature).decode()
     lines = [text[i : i + _WIDTH] for i in range(0, len(text), _WIDTH)]
     return "\n".join([_BEGIN, *lines, _END, ""])
+
+
+@lru_cache(maxsize=64)
+def _head(public_key: bytes, namespace: str) -> bytes:
+    """What stands before the 64 bytes of the signature itself."""
+    inner = _string(_ALGORITHM) + struct.pack(">I", 64)
+    strings = (_public_blob(public_key), namespace.encode(), b"", _HASH)
+    size = struct.pack(">I", len(inner) + 64)
+    return _MAGIC + struct.pack(">I", 1) + b"".join(map(_string, strings)) + size + inner
 
 
 def _disarm(armored: str) -> bytes | None:

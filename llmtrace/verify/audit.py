@@ -1,7 +1,7 @@
 """Audit: structure, order, digests and signatures of a chain, without computing anything.
 
-Linear and streaming, one part in memory at a time. What a stranger wrote gives findings,
-never an exception, and each names the part that is wrong.
+Linear and streaming, one part in memory at a time, and 20 bytes a record beside it. What
+a stranger wrote gives findings, never an exception, and each names the part that is wrong.
 """
 
 from collections.abc import Iterator
@@ -10,37 +10,26 @@ from llmtrace.errors import Trouble
 from llmtrace.store import commit as git
 from llmtrace.store import sshsig
 from llmtrace.store.chain import Store
-from llmtrace.store.entry import Entry
-from llmtrace.store.lineage import Place
+from llmtrace.store.entry import COMMIT_LIMIT, Entry
+from llmtrace.store.lineage import expired
+from llmtrace.store.places import Place
 from llmtrace.store.record import JSON_NAME, Record, check_parts, problems
 from llmtrace.store.schema import ENTRIES, Finding, media_of, printable
 
-__all__ = ["Finding", "audit_chain", "audit_commit"]
+__all__ = ["Finding", "audit_chain", "audit_commit", "audit_new"]
 
 
 def audit_commit(store: Store, entry: Entry) -> list[Finding]:
     """All that is wrong with one record, by itself and after the record before; [] if nothing.
 
-    The key in force, and so the whole chain before, is worked out from the chain's
-    identity: the first call is linear in the chain, later ones in what is new.
+    The key in force is worked out from the chain's identity: the first call reads all
+    commits before, later ones what is new.
     """
-    found: list[Finding] = []
-    for part, step in (("commit", _parents), ("tree", _shape), (JSON_NAME, _contents)):
-        try:
-            found += step(entry)
-        except Trouble as error:
-            return [*found, Finding(part, str(error))]
     try:
-        before = store.lineage.before(entry)
-        place = store.lineage.step(before, entry)
+        since = entry.parents[0] if entry.parents else None
     except Trouble as error:
-        return [*found, Finding("chain", str(error))]
-    try:
-        record = entry.record
-        found += [*_linked(record, before, place), *_derived(entry, record)]
-    except Trouble:
-        pass  # _contents() has said why
-    return found + _signed(entry, (before or place).key)  # last: whatever else is wrong spoils it
+        return [Finding("commit", str(error))]
+    return _Pass(store, since).step(entry, _Ids(store, entry.id), 0)
 
 
 def audit_chain(store: Store, revision: str) -> Iterator[tuple[str, list[Finding]]]:
@@ -50,35 +39,145 @@ def audit_chain(store: Store, revision: str) -> Iterator[tuple[str, list[Finding
     its findings at the oldest commit that is here. Raises Trouble for an unknown revision.
     """
     expected = revision.removeprefix("node/") if revision.startswith("node/") else ""
-    commit_id = store.read(revision).id
-    ids, broken = _ids(store, commit_id)
-    if broken:
-        yield ids[-1], [Finding("chain", broken)]
-        return
-    for one in reversed(ids):
-        entry = store.read(one)
-        found = audit_commit(store, entry)
-        if expected and not entry.commit.parents and expected != _node(store, entry):
-            found.append(Finding("chain", f"not the chain of '{printable(expected)}'"))
-        yield one, found
+    yield from audit_new(store, None, revision, expected)
 
 
-def _ids(store: Store, commit_id: str) -> tuple[list[str], str]:
-    """Commit ids of a chain, newest first, and why it does not go on to its identity."""
-    ids = [commit_id]
+def audit_new(
+    store: Store, since: str | None, tip: str, node: str = ""
+) -> Iterator[tuple[str, list[Finding]]]:
+    """Audits what a chain has up to ``tip`` after the commit ``since``, audited before.
+
+    ``since`` is None for the whole chain. It must be the chain of ``node``, if one is
+    given. Where ``tip`` does not descend from ``since``, the one answer is a finding at
+    the oldest commit that is here. Raises Trouble for an unknown tip.
+    """
+    ids = _Ids(store, store.read(tip).id)
     try:
-        for entry in store.log(commit_id):
-            ids += entry.parents[:1]
+        ids.go_back_to(since)
     except Trouble as error:
-        return ids, str(error)
-    return ids, ""
+        yield ids[len(ids) - 1], [Finding("chain", str(error))]
+        return
+    audit = _Pass(store, since)
+    named = node == ""  # the node of the chain is the expected one, or it was said that it is not
+    for number in reversed(range(len(ids))):
+        try:
+            entry = Entry(store.objects, ids[number])
+        except Trouble as error:
+            yield ids[number], [Finding("commit", str(error))]
+            return
+        found = audit.step(entry, ids, number)
+        if not named and audit.node != node:
+            found.append(Finding("chain", f"not the chain of '{printable(node)}'"))
+        named = True
+        yield entry.id, found
 
 
-def _node(store: Store, entry: Entry) -> str:
-    try:
-        return store.lineage.after(entry.id).node
-    except Trouble:
-        return ""
+class _Ids:
+    """The commit ids of a chain from its newest record back, read as far as they are needed."""
+
+    def __init__(self, store: Store, tip: str) -> None:
+        self._objects = store.objects
+        self._raw = bytearray()
+        self._next: str | None = tip
+
+    def __len__(self) -> int:
+        return len(self._raw) // 20
+
+    def __getitem__(self, number: int) -> str:
+        """The id so many records back; raises Trouble where the chain ends before."""
+        while number >= len(self):
+            self._go_back()
+        return self._raw[number * 20 : number * 20 + 20].hex()
+
+    def go_back_to(self, since: str | None) -> None:
+        """Reads up to a commit, or to the chain's first; raises Trouble if it does not get there.
+
+        Then the last id is that of the commit that is missing or no record.
+        """
+        while self._next != since:
+            self._go_back(since)
+
+    def _go_back(self, since: str | None = None) -> None:
+        if self._next is None:
+            raise Trouble(f"does not go on after '{since[:8]}'" if since else "ends here")
+        at = self._next
+        self._raw += bytes.fromhex(at)
+        # Compared with its id: a file that says otherwise could send us round in a circle.
+        parent = git.parent_of(self._objects.read(at, "commit", COMMIT_LIMIT))
+        self._next = parent or next(iter(Entry(self._objects, at).parents), None)
+
+
+class _Pass:
+    """An audit on its way forward from a commit, or from the beginning of a chain."""
+
+    def __init__(self, store: Store, since: str | None) -> None:
+        self._lineage = store.lineage
+        self._objects = store.objects
+        self._place: Place | None = None  # after the record before
+        self._digest = ""  # of the record before
+        self._lost = ""  # why nobody can tell who speaks
+        self._last = since
+        if since is not None:
+            try:
+                self._place = self._lineage.after(since)
+                self._digest = Entry(self._objects, since).digest
+            except Trouble as error:
+                self._lost = str(error)
+
+    @property
+    def node(self) -> str:
+        """The id of the chain's node; "" if nobody can tell."""
+        return self._place.node if self._place else ""
+
+    def step(self, entry: Entry, ids: _Ids, number: int) -> list[Finding]:
+        """What is wrong with the next record, which is the one so many back in ``ids``."""
+        found: list[Finding] = []
+        before, digest = self._place, self._digest
+        why = self._advance(entry)
+        for part, check in (("commit", _parents), ("tree", _shape), (JSON_NAME, _contents)):
+            try:
+                found += check(entry)
+            except Trouble as error:
+                return [*found, Finding(part, str(error))]
+        place = self._place
+        if why or place is None:
+            return [*found, Finding("chain", why)]
+        try:
+            record = entry.record
+            found += [*_linked(record, place, digest), *_derived(entry, record)]
+            if record.kind == "revoke":
+                found += self._revoked(record, place, ids, number)
+        except Trouble:
+            pass  # _contents() has said why
+        if before and (late := expired(before)):
+            found.append(Finding("signature", late))
+        return found + _signed(entry, (before or place).key)  # last: whatever is wrong spoils it
+
+    def _advance(self, entry: Entry) -> str:
+        """Goes on to the place after a commit; says why not."""
+        try:
+            if not self._lost and entry.parents[:1] != ((self._last,) if self._last else ()):
+                self._lost = "the store changed while it was read"
+            self._last = entry.id
+            if not self._lost:
+                self._place = self._lineage.step(self._place, entry)
+        except Trouble as error:
+            self._lost = str(error)
+        try:
+            self._digest = entry.digest
+        except Trouble:
+            self._digest = "unknown"  # and no record says so of the one before
+        return self._lost
+
+    def _revoked(self, record: Record, place: Place, ids: _Ids, number: int) -> Iterator[Finding]:
+        """Whether the records that a revocation names stand where it says, before it."""
+        for one in record.sections["revoke"]["records"]:
+            try:
+                raw = Entry(self._objects, ids[number + place.seq - one["seq"]]).raw
+            except Trouble:
+                raw = b""
+            if f"\nLlmtrace-Record: {one['record']}\n".encode() not in raw:
+                yield Finding(JSON_NAME, f"revokes another record {one['seq']} than the chain has")
 
 
 def _parents(entry: Entry) -> list[Finding]:
@@ -120,13 +219,13 @@ def _signed(entry: Entry, key: bytes) -> list[Finding]:
     return [Finding("signature", why)] if why else []
 
 
-def _linked(record: Record, before: Place | None, place: Place) -> Iterator[Finding]:
+def _linked(record: Record, place: Place, digest: str) -> Iterator[Finding]:
     """Whether the record stands where its link says."""
     if record.node != place.node:
         yield Finding(JSON_NAME, "link.node is not the digest of the chain's first record")
     if record.seq != place.seq:
         yield Finding(JSON_NAME, f"link.seq is {record.seq}, its place in the chain {place.seq}")
-    if record.prev != (before.digest if before else ""):
+    if record.prev != digest:
         yield Finding(JSON_NAME, "link.prev is not the digest of the record before")
 
 
