@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 OLDEST = (2, 43, 7)  # older ones have known holes, such as CVE-2025-48384 and -48385
 _MARK = ".scratch-"
+_PROGRAMS = "programs"  # in a scratch repository: what git may start of its own
 # All of a scratch repository's configuration. It stands above that of user and machine: their
 # helpers for credentials and their proxies stay; what starts programs, or has git do more than
 # it was told, does not.
@@ -71,6 +72,7 @@ _SETTINGS = (
     "push.recurseSubmodules=no",
     "protocol.version=2",
     "protocol.ext.allow=never",
+    "http.followRedirects=false",  # a URL is the one that its user typed
     "http.lowSpeedLimit=1",  # a server whose hooks are at work only says now and then that it is
     "http.lowSpeedTime=120",
     "gc.auto=0",
@@ -95,7 +97,10 @@ _ENVIRONMENT = {
 }
 _SSH = "ssh -oBatchMode=yes -oForwardAgent=no -oPermitLocalCommand=no -oConnectTimeout=20"
 _REASON = 300  # characters of a reason
-_NOISE = re.compile(r"(?i)warning:|hint:|\*\*|.*\d+% \(|remote: *$|(remote: )?\w+ing objects\b|To ")
+_NOISE = re.compile(
+    r"(?i)((remote|git): )?(warning:|hint:|total \d|\w+ing objects\b|\w+ing deltas\b)"
+    r"|\*\*|.*\d+% \(|remote: *$|To "
+)
 
 
 class Failed(Trouble):
@@ -118,7 +123,7 @@ class Carrier:
         program = shutil.which("git", path=environment.get("PATH", os.defpath))
         if program is None:
             raise Trouble("no program 'git'", "install git, at least 2.43.7")
-        self._program = program
+        self._program = str(Path(program).absolute())
         self._environment = {**environment, **_ENVIRONMENT}
         if "GIT_SSH_COMMAND" not in environment and not self._has_ssh_command():
             self._environment["GIT_SSH_COMMAND"] = _SSH
@@ -164,6 +169,8 @@ class Carrier:
             extra["GIT_OBJECT_DIRECTORY"] = str(into.absolute())
             settings = _DURABLE
         command = [f"--git-dir={repository.absolute()}"]
+        if (repository / _PROGRAMS).is_dir():
+            extra["GIT_EXEC_PATH"] = str((repository / _PROGRAMS).absolute())
         for setting in settings:
             command += ["-c", setting]
         return self._execute([*command, *arguments], extra, stdin, caps, progress)
@@ -181,8 +188,10 @@ class Carrier:
                 handle = os.open(path, os.O_RDONLY)
                 fcntl.flock(handle, fcntl.LOCK_EX)
             try:
-                for folder in ("objects/info", "objects/pack", "refs/heads"):
+                for folder in ("objects/info", "objects/pack", "refs/heads", _PROGRAMS):
                     (path / folder).mkdir(parents=True)
+                for name, place in self._programs().items():
+                    (path / _PROGRAMS / name).symlink_to(place)
                 (path / "config").write_text("".join(map(_written, _SETTINGS)))
                 (path / "HEAD").write_text("ref: refs/heads/none\n")
             except BaseException:
@@ -192,6 +201,16 @@ class Carrier:
             yield path
         finally:
             _remove(path, handle)
+
+    def _programs(self) -> dict[str, str]:
+        """Git's own programs, but for the one that a server can have started.
+
+        A server may name URLs of packs that nobody asked it for, and git gets them from
+        wherever they point, such as services that only this machine can reach.
+        """
+        folder = os.fsdecode(self._execute(["--exec-path"], {}, b"", CAPS)).strip()
+        with os.scandir(folder) as entries:
+            return {e.name: e.path for e in entries if e.name != "git-http-fetch"}
 
     def _has_ssh_command(self) -> bool:
         """Says whether the user configured a program for ssh, which must not be overridden."""

@@ -24,7 +24,7 @@ class Caps:
     seconds: float = 600.0  # by the clock
     cpu_seconds: int = 300
     file_bytes: int = 2 << 30  # of each file written
-    memory_bytes: int = 512 << 20  # of data, which is not the files mapped
+    memory_bytes: int = 192 << 20  # of data, which is not the files mapped
     output_bytes: int = 64 << 20  # of standard output, and of standard error
 
 
