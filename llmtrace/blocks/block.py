@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
 Which = Literal["fed", "picked"]
 """The rows a block works on: all tokens fed in this step, or those whose logits are wanted."""
+OUTPUTS = {"angles": 2, "kv_append": 2, "rms_norm": 3, "sample": 3}
+"""How many of a kernel's first arguments it writes, where they are more than one."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,18 @@ class Block:
     items: int
     points: tuple[Point, ...] = ()
     which: Which = "fed"
+
+    @property
+    def outputs(self) -> tuple[object, ...]:
+        """What it writes; everything behind is only read."""
+        return self.args[: OUTPUTS.get(self.kernel, 1)]
+
+
+def makers(blocks: Sequence[Block]) -> dict[str, Block]:
+    """Gives by the name of each point the block that writes it, which may stand before its own."""
+    writer: dict[str, Block] = {}
+    found: dict[str, Block] = {}
+    for block in blocks:
+        writer |= {rows.buffer: block for rows in block.outputs if isinstance(rows, Rows)}
+        found |= {point.name: writer[point.rows.buffer] for point in block.points}
+    return found

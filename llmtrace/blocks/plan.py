@@ -7,17 +7,19 @@ stands in small arrays that the kernels read, so one capture serves prefill, dec
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector
+from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, makers
 from llmtrace.blocks.llama import blocks, chunks
 from llmtrace.blocks.weights import Weights, padded
 from llmtrace.device.device import Array, Device, Launch, Step
 from llmtrace.errors import Trouble
+from llmtrace.probes.commitment import group
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy as np
 
@@ -48,6 +50,68 @@ class Limits:
     tables: int
 
 
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Arrays of a plan by name: shape and dtype."""
+
+
+def arrays(a: Architecture, limits: Limits, keep: Collection[str]) -> dict[str, Shapes]:
+    """Says what a plan allocates: the arena, inputs, KV cache, results and kept rows."""
+    made = blocks(a)
+    points = [point for block in made for point in block.points]
+    shape = (a.layer_count, limits.tiles, a.kv_head_count)
+    rows = limits.rows
+    return {
+        "arena": {
+            name: ((limits.picks if name == "logits" else rows, stride), "<f4")
+            for name, stride in _strides(made).items()
+        },
+        "inputs": _inputs(a, limits),
+        "cache": {
+            "keys": ((*shape, a.head_size, TILE), "<f4"),
+            "values": ((*shape, TILE, 32 * chunks(a.head_size)), "<f4"),
+        },
+        "results": {
+            "digests": ((rows, len(points), 8), "<u4"),
+            "flaws": ((rows, len(points)), "|u1"),
+            "records": ((rows, a.layer_count, RECORD_WORDS), "<u4"),
+        },
+        "kept": {p.name: ((rows, p.rows.width), "<f4") for p in points if p.name in keep},
+    }
+
+
+def footprint(a: Architecture, limits: Limits, keep: Collection[str] = ()) -> int:
+    """Bytes that a plan allocates beside the weights, known before anything is."""
+    return sum(
+        math.prod(shape) * int(dtype[-1])
+        for shapes in arrays(a, limits, keep).values()
+        for shape, dtype in shapes.values()
+    )
+
+
+def _strides(made: Sequence[Block]) -> dict[str, int]:
+    """Floats from row to row of each buffer of the arena."""
+    strides: dict[str, int] = {}
+    for rows in (arg for block in made for arg in block.args if isinstance(arg, Rows)):
+        width = rows.column + rows.width
+        stride = 1 if width == 1 else padded(width)
+        strides[rows.buffer] = max(strides.get(rows.buffer, 0), stride)
+    return strides
+
+
+def _inputs(a: Architecture, limits: Limits) -> Shapes:
+    made: Shapes = dict.fromkeys(("token", "position", "tile0", "table"), ((limits.rows,), "<i4"))
+    made["probe_seed"] = (limits.rows,), "<u8"
+    kinds = {"pick": "<i4", "temperature": "<f4", "top_k": "<i4", "top_p": "<u8", "seed": "<u8"}
+    made |= {name: ((limits.picks,), kind) for name, kind in kinds.items()}
+    made["drawn.token"] = (limits.picks,), "<i4"
+    made["drawn.logprob"] = (limits.picks,), "<f4"
+    made["drawn.weight"] = (limits.picks, a.vocab_size), "<u4"
+    made["frequency"] = (limits.tables, a.head_size // 2), "<f4"
+    made["factor"] = (limits.tables,), "<f4"
+    made["count"] = (2,), "<i4"
+    return made
+
+
 class Plan:
     """Runs steps of one model on one device; the same object serves a run and its replay."""
 
@@ -61,6 +125,7 @@ class Plan:
         *,
         probes: bool = True,
         keep: Sequence[str] = (),
+        leaves: bool = False,
     ) -> None:
         self.checkpoint, self.architecture, self.device, self.limits = (
             checkpoint,
@@ -70,29 +135,35 @@ class Plan:
         )
         self.blocks = blocks(architecture)
         self.points = [point for block in self.blocks for point in block.points]
+        self.makers = makers(self.blocks)
+        for point in self.points:
+            if point.rows.width > WIDEST:
+                raise Trouble(f"rows of '{point.name}' have more than {WIDEST} values")
+        self.groups = tuple(group(p.name, architecture.layer_count) for p in self.points)
         self.keep = tuple(keep)
-        self.probes = probes
+        self.probes, self.leaves = probes, leaves
         self._weights = weights
-        self._buffers: dict[str, Array] = {}
-        self._strides: dict[str, int] = {}
-        self._lay_out()
-        self._inputs = self._make_inputs()
-        a, shape = (
-            architecture,
-            (architecture.layer_count, limits.tiles, architecture.kv_head_count),
+        self._strides = _strides(self.blocks)
+        placed = {
+            part: {name: device.zeros(*shape) for name, shape in shapes.items()}
+            for part, shapes in arrays(architecture, limits, self.keep).items()
+        }
+        self._buffers, self._inputs, self._cache = (
+            placed["arena"],
+            placed["inputs"],
+            placed["cache"],
         )
-        self._cache = {
-            "keys": device.zeros((*shape, a.head_size, TILE), "<f4"),
-            "values": device.zeros((*shape, TILE, 32 * chunks(a.head_size)), "<f4"),
-        }
-        self.digests = device.zeros((limits.rows, len(self.points), 8), "<u4")
-        self.flaws = device.zeros((limits.rows, len(self.points)), "|u1")
-        self.records = device.zeros((limits.rows, a.layer_count, RECORD_WORDS), "<u4")
-        self.kept = {
-            p.name: device.zeros((limits.rows, p.rows.width), "<f4")
-            for p in self.points
-            if p.name in self.keep
-        }
+        self._inputs["fed"], self._inputs["picked"] = (
+            self._inputs["count"][:1],
+            self._inputs["count"][1:],
+        )
+        results = placed["results"]
+        self.digests, self.flaws, self.records = (
+            results["digests"],
+            results["flaws"],
+            results["records"],
+        )
+        self.kept = placed["kept"]
         self._small = min(limits.rows, SMALL)
         sizes = {self._small, limits.rows}
         self._steps: dict[int, Step] = {n: device.capture(self._launches(n)) for n in sizes}
@@ -105,14 +176,46 @@ class Plan:
         whose logits are wanted. Results stay in ``digests``, ``flaws``, ``records``, ``kept``,
         ``tokens()`` until the next step.
         """
+        rows, picks = self._write(feed)
+        size = self._small if max(rows, picks) <= self._small else self.limits.rows
+        self._steps[size].run(self._weights.nbytes * rows)
+
+    def alone(self, feed: dict[str, np.ndarray], block: Block) -> dict[str, np.ndarray]:
+        """Executes one block by itself, from copies of its inputs: one launch for one token.
+
+        ``feed`` as in ``step``, of one token whose logits are wanted; all before it were fed.
+        What stands before the block is run to make its inputs. Gives every buffer of the
+        arena that the block writes (width,) f32, and ``token`` and ``logprob`` (1,) if it draws.
+        """
+        rows, _ = self._write(feed)
+        before = self.blocks[: self.blocks.index(block)]
+        self.device.capture([self._launch(b, rows) for b in before]).run(self._weights.nbytes)
+        written = {arg.buffer: arg for arg in block.outputs if isinstance(arg, Rows)}
+        named = {arg.buffer for arg in block.args if isinstance(arg, Rows)}
+        mine = {
+            name: self.device.zeros((1, self._strides[name]), "<f4")
+            if name in written
+            else self.device.upload(self.device.download(self._buffers[name][:1]))
+            for name in named
+        }
+        drawn = {name: self._inputs["drawn." + name][:1] for name in ("token", "logprob")}
+        for array in drawn.values():
+            self.device.write(array, self.device.download(array) * 0)
+        self.device.capture([self._launch(block, rows, mine)]).run(0)
+        found = {n: self.device.download(mine[n])[0, : _end(written[n])] for n in written}
+        if block.kernel == "sample":
+            found |= {name: self.device.download(array) for name, array in drawn.items()}
+        return found
+
+    def _write(self, feed: dict[str, np.ndarray]) -> tuple[int, int]:
+        """Tells the kernels what is fed; gives the numbers of rows and of picks."""
         import numpy as np
 
         rows, picks = len(feed["token"]), len(feed["pick"])
         for name, values in feed.items():
             self.device.write(self._inputs[name], values)
         self.device.write(self._inputs["count"], np.array([rows, picks], np.int32))
-        size = self._small if max(rows, picks) <= self._small else self.limits.rows
-        self._steps[size].run(self._weights.nbytes * rows)
+        return rows, picks
 
     def set_table(self, index: int, frequencies: np.ndarray, factor: np.float32) -> None:
         """Sets a rotary table: (D/2,) f32 inverse frequencies and the attention factor."""
@@ -132,37 +235,6 @@ class Plan:
 
         return np.zeros((0, self.architecture.layer_count, RECORD_WORDS), np.uint32)
 
-    def _lay_out(self) -> None:
-        for point in self.points:
-            if point.rows.width > WIDEST:
-                raise Trouble(f"rows of '{point.name}' have more than {WIDEST} values")
-        for block in self.blocks:
-            for rows in (arg for arg in block.args if isinstance(arg, Rows)):
-                width = rows.column + rows.width
-                self._strides[rows.buffer] = max(
-                    self._strides.get(rows.buffer, 0), 1 if width == 1 else padded(width)
-                )
-        for name, stride in self._strides.items():
-            count = self.limits.picks if name == "logits" else self.limits.rows
-            self._buffers[name] = self.device.zeros((count, stride), "<f4")
-
-    def _make_inputs(self) -> dict[str, Array]:
-        limits, zeros = self.limits, self.device.zeros
-        made = {
-            name: zeros((limits.rows,), "<i4") for name in ("token", "position", "tile0", "table")
-        }
-        made["probe_seed"] = zeros((limits.rows,), "<u8")
-        kinds = {"pick": "<i4", "temperature": "<f4", "top_k": "<i4", "top_p": "<u8", "seed": "<u8"}
-        made |= {name: zeros((limits.picks,), kind) for name, kind in kinds.items()}
-        made["drawn.token"] = zeros((limits.picks,), "<i4")
-        made["drawn.logprob"] = zeros((limits.picks,), "<f4")
-        made["drawn.weight"] = zeros((limits.picks, self.architecture.vocab_size), "<u4")
-        made["frequency"] = zeros((limits.tables, self.architecture.head_size // 2), "<f4")
-        made["factor"] = zeros((limits.tables,), "<f4")
-        made["count"] = zeros((2,), "<i4")
-        made["fed"], made["picked"] = made["count"][:1], made["count"][1:]
-        return made
-
     def _launches(self, rows: int) -> list[Launch]:
         found: list[Launch] = []
         waiting: list[Point] = []  # digested together at the end of a layer
@@ -179,23 +251,24 @@ class Plan:
                 waiting = []
         return found
 
-    def _launch(self, block: Block, rows: int) -> Launch:
+    def _launch(self, block: Block, rows: int, arena: dict[str, Array] | None = None) -> Launch:
         kernel = block.kernel
         if kernel.endswith("_"):
             kernel += self._weights.suffix(
                 next(arg for arg in block.args if isinstance(arg, Matrix))
             )
         count = min(rows, self.limits.picks) if block.which == "picked" else rows
-        return Launch(kernel, tuple(map(self._resolve, block.args)), block.items * count)
+        args = tuple(self._resolve(arg, arena) for arg in block.args)
+        return Launch(kernel, args, block.items * count)
 
-    def _resolve(self, arg: Any) -> Any:
+    def _resolve(self, arg: Any, arena: dict[str, Array] | None = None) -> Any:
         match arg:
             case Matrix():
                 return self._weights.matrix(arg)
             case Vector():
                 return self._weights.vector(arg)
             case Rows():
-                return self._buffers[arg.buffer].reshape(-1)[arg.column :]
+                return (arena or self._buffers)[arg.buffer].reshape(-1)[arg.column :]
             case Input():
                 return self._inputs[arg.name]
             case Cache():
@@ -258,3 +331,7 @@ class Plan:
             stride,
         )
         return Launch("copy", args, rows * -(-width // 512))
+
+
+def _end(rows: Rows) -> int:
+    return rows.column + rows.width

@@ -144,8 +144,8 @@ def run(session: Session, **options: Any) -> int:
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
     store = None if options["no_commit"] else open_store(session, create=True)
     kept = points(model.architecture, options["keep"])
-    made = (_model_name(name), version_name, options["probe"], kept, options["leaves"], options["form"])
-    line = _Line(session, model, tokenizer, store, *made)
+    how = (options["probe"], kept, options["leaves"], options["form"])
+    line = _Line(session, model, tokenizer, store, _model_name(name), version_name, *how)
     if store is None:
         for done in _traces(line, asked):
             _print(line, done, None)
@@ -206,8 +206,8 @@ def _traces(
 
     out, tokenizer = line.session.out, line.tokenizer
     requests = [job.request for job in asked]
-    inside = {"probes": line.level != "off", "keep": line.keep, "leaves": line.leaves}
-    plan = line.model.plan(requests, **inside)
+    probes = line.level != "off"
+    plan = line.model.plan(requests, probes=probes, keep=line.keep, leaves=line.leaves)
     streams = line.form == "text" and [job.is_alone for job in asked] == [True]
     stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
     total = sum(r.max_tokens for r in requests)
@@ -255,7 +255,9 @@ def _event(line: _Line, done: _Done) -> Event:
         "attested": attested,
     }
     text = done.job.text
-    parts = evidence.parts(trace, level=line.level, tokenizer=line.tokenizer, prompt=text)
+    parts = evidence.parts(
+        trace, level=line.level, tokenizer=line.tokenizer, prompt=text, leaves=line.leaves
+    )
     return Event("run", sections, parts, int(time.time()))
 
 

@@ -41,6 +41,7 @@ class Claim:
     finish_reason: str
     level: str
     keep: tuple[str, ...]
+    leaves: bool = False
 
 
 def trace_section(trace: Trace, model_id: str, numerics: str) -> dict[str, Any]:
@@ -63,15 +64,32 @@ def trace_section(trace: Trace, model_id: str, numerics: str) -> dict[str, Any]:
     }
 
 
-def probes_section(level: str, keep: tuple[str, ...]) -> dict[str, Any]:
-    """Makes the ``probes`` section: what the probe parts hold."""
-    return {"format": PROBES_FORMAT, "level": level, "keep": sorted(keep)}
+def probes_section(level: str, keep: tuple[str, ...], *, leaves: bool = False) -> dict[str, Any]:
+    """Makes the ``probes`` section: what the probe parts hold.
+
+    ``leaves`` stands there only where there are any, so that a record without is as ever.
+    """
+    section: dict[str, Any] = {"format": PROBES_FORMAT, "level": level, "keep": sorted(keep)}
+    return {**section, "leaves": True} if leaves else section
+
+
+class TooMuchKept(Trouble):
+    """The kept tensors are more than a record can hold."""
 
 
 def parts(
-    trace: Trace, *, level: str, tokenizer: Tokenizer | None, prompt: str | None
+    trace: Trace,
+    *,
+    level: str,
+    tokenizer: Tokenizer | None,
+    prompt: str | None,
+    leaves: bool = False,
+    keep: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, bytes]:
-    """Makes every part of the record. ``prompt`` is None where token ids were given."""
+    """Makes every part of the record. ``prompt`` is None where token ids were given.
+
+    ``keep``: the kept tensors that go in, None for all of the trace. Raises TooMuchKept.
+    """
     made = {"digests.bin": trace.commitment.stored()}
     if prompt is not None:
         made["prompt.txt"] = prompt.encode()
@@ -81,10 +99,13 @@ def parts(
         made["probes.bin"] = probes_bin(level, trace.logprobs, trace.records)
         text = json.dumps(features(trace.logprobs, trace.records), indent=1, sort_keys=True)
         made["features.json"] = text.encode() + b"\n"
-    if trace.kept:
-        packed = pack_tensors(trace.kept)
+    if leaves:
+        made["leaves.bin"] = trace.leaves()
+    kept = trace.kept if keep is None else keep
+    if kept:
+        packed = pack_tensors(kept)
         if len(packed) > CHUNK * MOST_CHUNKS:
-            raise Trouble(
+            raise TooMuchKept(
                 f"the kept tensors need {len(packed)} bytes", "keep fewer points with --keep"
             )
         for i in range(0, len(packed), CHUNK):
@@ -129,11 +150,14 @@ def _claim(trace: Any, probes: Any) -> Claim:
     )
     _exactly(trace["sampling"], "temperature top_k top_p")
     _exactly(trace["limits"], "max_tokens stop")
-    _exactly(probes, "format level keep")
+    has_leaves = "leaves" in probes
+    _exactly(probes, "format level keep leaves" if has_leaves else "format level keep")
     if probes["format"] != PROBES_FORMAT:
         raise ValueError("format of the probes is unknown")
     if probes["level"] not in LEVELS:
         raise ValueError("level of the probes is unknown")
+    if has_leaves and probes["leaves"] is not True:
+        raise ValueError("leaves is not true")
     sampling = Sampling(
         _temperature(trace["sampling"]["temperature"]),
         _whole(trace["sampling"]["top_k"], 1 << 31),
@@ -162,6 +186,7 @@ def _claim(trace: Any, probes: Any) -> Claim:
         _text(trace["finish_reason"]),
         probes["level"],
         keep,
+        has_leaves,
     )
 
 

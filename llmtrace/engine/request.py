@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,11 +50,16 @@ class Request:
         """Prompt plus max tokens: what length-dependent rope scalings go by."""
         return len(self.prompt) + self.max_tokens
 
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """``stop`` to look things up in: a stranger's may be long."""
+        return frozenset(self.stop)
+
 
 def finish(output: list[int], request: Request) -> tuple[list[int], str]:
     """Cuts the output where the run ends, and says why: ``stop``, ``length`` or "" (no end)."""
     for count, token in enumerate(output, 1):
-        if token in request.stop:
+        if token in request.stops:
             return output[:count], "stop"
         if count == request.max_tokens:
             return output[:count], "length"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmtrace.engine.request import Request, finish
-from llmtrace.probes.commitment import Commitment, commit
+from llmtrace.probes.commitment import Commitment, commit, leaves
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,8 @@ class Trace:
     """All that one run computed, as far as a record can hold it.
 
     T fed positions, G output tokens, P points, L layers. ``records`` (T, L, 32) u32, or
-    (0, L, 32) with probes off; ``kept`` maps point names to (T or G, width) f32.
+    (0, L, 32) with probes off; ``kept`` maps point names to (T or G, width) f32. ``digests``
+    are those of ``commit``, None where no leaves were asked for; ``groups`` those of the points.
     """
 
     request: Request
@@ -29,6 +30,13 @@ class Trace:
     commitment: Commitment
     records: np.ndarray
     kept: dict[str, np.ndarray]
+    digests: tuple[np.ndarray, np.ndarray] | None = None
+    groups: tuple[int, ...] = ()
+
+    def leaves(self) -> bytes:
+        """Gives ``leaves.bin``."""
+        assert self.digests is not None
+        return leaves(*self.digests, self.groups)
 
 
 @dataclass
@@ -71,12 +79,15 @@ class Sequence:
         import numpy as np
 
         output, reason = finish(self.drawn, self.request)
+        digests, picked = np.concatenate(self.digests), np.concatenate(self.pick_digests)
         return Trace(
             request=self.request,
             output=tuple(output),
             finish_reason=reason,
             logprobs=np.concatenate(self.logprobs),
-            commitment=commit(np.concatenate(self.digests), np.concatenate(self.pick_digests)),
+            commitment=commit(digests, picked),
             records=np.concatenate(self.records) if self.records else plan.no_records(),
             kept={name: np.concatenate(pieces) for name, pieces in self.kept.items()},
+            digests=(digests, picked) if plan.leaves else None,
+            groups=plan.groups,
         )

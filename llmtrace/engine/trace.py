@@ -10,7 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmtrace.blocks.plan import TILE, Limits, Plan
+from llmtrace.blocks.llama import blocks
+from llmtrace.blocks.plan import RECORD_WORDS, TILE, Limits, Plan, footprint
 from llmtrace.blocks.weights import Weights, first_flaw
 from llmtrace.engine.sequence import Sequence, Trace
 from llmtrace.errors import Misuse, Trouble
@@ -31,10 +32,16 @@ CONCURRENT = 16
 """Sequences that run at the same time."""
 LOGITS_BYTES = 64 << 20
 """Most memory for the logits of one step."""
+KEPT_COPIES = 4
+"""Of a kept tensor in memory at its end: pieces, joined, packed, and cut into parts."""
 
 
 class NotFinite(Trouble):
     """A value inside the run is NaN or infinite: the run ends there, on every machine."""
+
+    def __init__(self, message: str, *hints: str, position: int, point: str) -> None:
+        super().__init__(message, *hints)
+        self.position, self.point = position, point
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,14 @@ class Token:
     index: int
     token: int
     logprob: float
+
+
+@dataclass(frozen=True)
+class Fed:
+    """Request ``index``, which is replayed, has computed so many of its positions."""
+
+    index: int
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -78,23 +93,39 @@ class Model:
         chunk: int = CHUNK,
         probes: bool = True,
         keep: Iterable[str] = (),
+        leaves: bool = False,
     ) -> Plan:
         """Makes a plan with room for the requests, the largest ones at the same time."""
-        sizes = sorted((_tiles(r) for r in requests), reverse=True)
-        most = max(self.checked(requests), default=1)
-        together = min(len(sizes), CONCURRENT)
-        rows = max(min(chunk, most), together)
-        picks = max(together, min(rows, LOGITS_BYTES // (4 * self.architecture.vocab_size)))
-        limits = Limits(rows, picks, sum(sizes[:together]), together)
         return Plan(
             self.checkpoint,
             self.architecture,
             self.device,
             self.weights,
-            limits,
+            self._limits(requests, chunk),
             probes=probes,
             keep=tuple(keep),
+            leaves=leaves,
         )
+
+    def memory(self, request: Request, *, chunk: int = CHUNK, keep: Iterable[str] = ()) -> int:
+        """Bytes that the trace of one request takes beside the weights, before any is taken.
+
+        Raises Misuse as ``plan`` does.
+        """
+        a, keep, positions = self.architecture, tuple(keep), request.positions
+        points = [point for block in blocks(a) for point in block.points]
+        widths = sum(point.rows.width for point in points if point.name in keep)
+        row = 2 * (32 * len(points) + 4 * RECORD_WORDS * a.layer_count)  # pieces, then joined
+        row += KEPT_COPIES * 4 * widths
+        return footprint(a, self._limits([request], chunk), keep) + positions * row
+
+    def _limits(self, requests: Iterable[Request], chunk: int) -> Limits:
+        sizes = sorted((_tiles(r) for r in requests), reverse=True)
+        most = max(self.checked(requests), default=1)
+        together = min(len(sizes), CONCURRENT)
+        rows = max(min(chunk, most), together)
+        picks = max(together, min(rows, LOGITS_BYTES // (4 * self.architecture.vocab_size)))
+        return Limits(rows, picks, sum(sizes[:together]), together)
 
     def checked(self, requests: Iterable[Request]) -> Iterator[int]:
         """Gives the positions of each request; raises Misuse where one does not fit the model."""
@@ -122,8 +153,10 @@ def _tiles(request: Request) -> int:
 
 def trace(
     model: Model, plan: Plan, requests: list[Request], *, chunk: int = CHUNK
-) -> Iterator[Token | Done]:
+) -> Iterator[Token | Fed | Done]:
     """Runs the requests, yielding tokens as they come and each trace when its run ends.
+
+    Of what is replayed it tells after each step how far it is, so that a caller may stop.
 
     Raises NotFinite where a value is not: the run ends there and nothing is recorded.
     """
@@ -147,9 +180,11 @@ def trace(
                 a.rope_attention_factor(request.run_limit),
             )
         share = _schedule(active, plan.limits, chunk)
-        plan.step(_feed(share, table_of))
+        plan.step(feed(share, table_of))
         for sequence, ended, drawn, logprobs in _collect(plan, share):
-            if sequence.request.forced is None:
+            if sequence.request.forced is not None:
+                yield Fed(sequence.index, sequence.fed)
+            else:
                 for token, logprob in zip(drawn, logprobs, strict=True):
                     yield Token(sequence.index, token, float(logprob))
             if ended:
@@ -174,7 +209,8 @@ def _schedule(active: list[Sequence], limits: Limits, chunk: int) -> list[tuple[
     return share
 
 
-def _feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[str, np.ndarray]:
+def feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[str, np.ndarray]:
+    """Says to ``Plan.step`` what so many tokens of each sequence are, by their rotary tables."""
     import numpy as np
 
     rows: dict[str, list[int]] = {
@@ -258,6 +294,8 @@ def _refuse_flaws(
         f"tensor '{tensor}' of '{plan.checkpoint.path}' holds NaN or infinity"
         if tensor
         else "the weights are finite: this prompt makes the model overflow",
+        position=sequence.fed + position,
+        point=plan.points[point].name,
     )
 
 

@@ -7,7 +7,9 @@ BLAKE3 over its digests in order of position. Points behind the prompt's inner p
 all position roots, then all point roots.
 
 The first differing position root decides the position; the first differing point root is
-the candidate for the block (exact for a single fault).
+the candidate for the block (exact for a single fault). Leaves, which a record may hold as
+well, decide the layer: one a position and group of points, where the groups are what stands
+before the layers, each layer, and what stands behind them.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
 STORED = 16
-"""Bytes of each root that a record stores."""
+"""Bytes of each root and each leaf that a record stores."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,33 @@ def commit(digests: np.ndarray, pick_digests: np.ndarray) -> Commitment:
     return Commitment(
         tuple(positions), tuple(points), blake3(b"".join(positions + points)).digest()
     )
+
+
+def group(point: str, layers: int) -> int:
+    """Gives the group of a point: 0 before the layers, l + 1 in layer l, layers + 1 behind them."""
+    if point.startswith("blocks."):
+        return int(point.split(".")[1]) + 1
+    return 0 if point == "hook_embed" else layers + 1
+
+
+def leaves(digests: np.ndarray, pick_digests: np.ndarray, groups: Sequence[int]) -> bytes:
+    """Gives ``leaves.bin``: for each position a leaf of each group, 16 bytes each.
+
+    A leaf is BLAKE3 over the digests of the group's points at that position, in block order;
+    ``groups`` are those of the points, ascending, up to the one behind the layers. Arrays as
+    in ``commit``.
+    """
+    from bisect import bisect_left
+    from itertools import pairwise
+
+    from blake3 import blake3
+
+    inner = len(digests) - len(pick_digests)
+    ends = [32 * bisect_left(groups, g) for g in range(groups[-1] + 2)]
+    made = []
+    for t in range(len(digests)):
+        row = digests[t].tobytes()
+        if t >= inner:
+            row += pick_digests[t - inner].tobytes()
+        made += [blake3(row[begin:end]).digest(STORED) for begin, end in pairwise(ends)]
+    return b"".join(made)

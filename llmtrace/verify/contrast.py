@@ -51,7 +51,7 @@ def contrast(a: Run, b: Run) -> list[Difference]:
     Of two runs with one checksum, the parts that follow from it are compared too: where
     they differ, one of the records is not true.
     """
-    found = [*_asked(a, b), *_computed(a, b)]
+    found = [*asked(a, b), *_computed(a, b)]
     return found or list(_parts(a, b))
 
 
@@ -66,7 +66,8 @@ def distances(a: Run, b: Run) -> list[Distance]:
     return [each for each in found if each.a.hex() != each.b.hex()]
 
 
-def _asked(a: Run, b: Run) -> Iterator[Difference]:
+def asked(a: Run, b: Run) -> Iterator[Difference]:
+    """What two runs were asked for and is not the same; nothing where they are one job."""
     x, y = a.claim, b.claim
     pairs = [("model", x.model, y.model), ("numerics", x.numerics, y.numerics)]
     yield from (Difference(*pair) for pair in pairs if pair[1] != pair[2])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llmtrace.blocks.plan import Plan
     from llmtrace.engine.evidence import Claim
     from llmtrace.engine.sequence import Trace
+    from llmtrace.store.record import Record
 
 VERIFIED, DIFFERS, INVALID, INCONCLUSIVE = "verified", "differs", "invalid", "inconclusive"
 
@@ -28,6 +29,8 @@ class Difference:
     point: str | None = None
     expected: str = ""
     got: str = ""
+    layer: int | None = None
+    """Where the record has leaves, which put it beyond doubt."""
 
 
 @dataclass(frozen=True)
@@ -39,46 +42,52 @@ class Verdict:
     checked: tuple[str, ...] = ()
     difference: Difference | None = None
     unchecked: tuple[str, ...] = field(default=("attested",))
+    device: Mapping[str, str] | None = None
+    """Where it was replayed; None where it was not."""
 
 
-def judge(
-    claimed: Claim,
-    section: Mapping[str, Any],
-    parts: Mapping[str, bytes],
-    trace: Trace,
-    made_section: Mapping[str, Any],
-    made_parts: Mapping[str, bytes],
-    plan: Plan,
-    encoded: list[int] | None,
-) -> Verdict:
-    """Compares a record with its replay.
+@dataclass(frozen=True)
+class Remade:
+    """What a replay made: the trace, and the section and parts that a true record would have."""
 
-    ``section`` and ``parts`` are the record's, the ``made_`` ones the replay's; ``encoded``
-    is prompt.txt as tokens, None where the record has no prompt.txt.
-    """
+    trace: Trace
+    section: Mapping[str, Any]
+    parts: Mapping[str, bytes]
+    plan: Plan
+    encoded: list[int] | None
+    """prompt.txt as tokens, None where the record has no prompt.txt."""
+    device: Mapping[str, str]
+
+
+def judge(record: Record, claimed: Claim, made: Remade) -> Verdict:
+    """Compares a record with its replay, one part in memory at a time."""
     checked: list[str] = []
-    if encoded is not None:
-        if encoded != list(claimed.request.prompt):
-            return Verdict(DIFFERS, "prompt.txt does not encode to the prompt tokens")
+
+    def differs(reason: str, difference: Difference | None = None) -> Verdict:
+        return Verdict(DIFFERS, reason, tuple(checked), difference, device=made.device)
+
+    if made.encoded is not None:
+        if made.encoded != list(claimed.request.prompt):
+            return differs("prompt.txt does not encode to the prompt tokens")
         checked.append("prompt.txt")
-    found = _output(claimed, trace) or _activations(
-        claimed, section, parts, made_section, made_parts, plan
-    )
+    section, parts = record.sections["trace"], record.parts
+    found = _output(claimed, made.trace) or _activations(claimed, section, parts, made)
     if found:
-        return Verdict(DIFFERS, found[0], tuple(checked), found[1])
-    if dict(section) != dict(made_section):
-        names = [name for name in made_section if section.get(name) != made_section[name]]
-        return Verdict(DIFFERS, f"trace section: {', '.join(names)}", tuple(checked))
+        return differs(*found)
+    if dict(section) != dict(made.section):
+        names = [name for name in made.section if section.get(name) != made.section[name]]
+        return differs(f"trace section: {', '.join(names)}")
     checked.append("trace")
-    for name in sorted({*parts, *made_parts}):
-        if name not in made_parts:
-            return Verdict(DIFFERS, f"{name}: a replay makes no such part", tuple(checked))
+    for name in sorted({*parts, *made.parts}):
+        if name not in made.parts:
+            return differs(f"{name}: a replay makes no such part")
         if name not in parts:
-            return Verdict(DIFFERS, f"{name}: missing", tuple(checked))
-        if parts[name] != made_parts[name]:
-            return Verdict(DIFFERS, *_part(name, parts[name], made_parts[name], checked))
+            return differs(f"{name}: missing")
+        told = parts[name]
+        if told != made.parts[name]:
+            return differs(*_part(name, told, made))
         checked.append(name)
-    return Verdict(VERIFIED, "", tuple(dict.fromkeys(checked)))
+    return Verdict(VERIFIED, "", tuple(dict.fromkeys(checked)), device=made.device)
 
 
 def _output(claimed: Claim, trace: Trace) -> tuple[str, Difference] | None:
@@ -100,16 +109,11 @@ def _output(claimed: Claim, trace: Trace) -> tuple[str, Difference] | None:
 
 
 def _activations(
-    claimed: Claim,
-    section: Mapping[str, Any],
-    parts: Mapping[str, bytes],
-    made_section: Mapping[str, Any],
-    made_parts: Mapping[str, bytes],
-    plan: Plan,
+    claimed: Claim, section: Mapping[str, Any], parts: Mapping[str, bytes], made: Remade
 ) -> tuple[str, Difference] | None:
-    """Finds the first position and point whose root differs."""
-    told, got = parts.get("digests.bin", b""), made_parts["digests.bin"]
-    if section["activations"] == made_section["activations"] and told == got:
+    """Finds the first position and point whose root differs, and the layer if there are leaves."""
+    told, got = parts.get("digests.bin", b""), made.parts["digests.bin"]
+    if section["activations"] == made.section["activations"] and told == got:
         return None
     if len(told) != len(got):
         return f"digests.bin has {len(told)} bytes, replay gives {len(got)}", Difference()
@@ -120,40 +124,70 @@ def _activations(
         if told[STORED * i :][:STORED] != got[STORED * i :][:STORED]
     ]
     if not rows:
-        difference = Difference(expected=section["activations"], got=made_section["activations"])
+        difference = Difference(expected=section["activations"], got=made.section["activations"])
         return "root of the activations does not follow from digests.bin", difference
     position = next((i for i in rows if i < positions), None)
-    column = next((i - positions for i in rows if i >= positions), None)
+    columns = [i - positions for i in rows if i >= positions]
+    layer = None
+    if position is not None and claimed.leaves:
+        group = first_leaf(parts.get("leaves.bin", b""), made.parts["leaves.bin"], made, position)
+        if group is not None:
+            layer = layer_of(group, made.plan)
+            columns = [c for c in columns if made.plan.groups[c] == group]
     block = point = None
-    if column is not None:
-        point = plan.points[column].name
-        block = next(b.name for b in plan.blocks if any(p.name == point for p in b.points))
+    if columns:
+        point = made.plan.points[columns[0]].name
+        block = made.plan.makers[point].name
     at = STORED * (position if position is not None else rows[0])
     difference = Difference(
-        position, None, block, point, told[at:][:STORED].hex(), got[at:][:STORED].hex()
+        position, None, block, point, told[at:][:STORED].hex(), got[at:][:STORED].hex(), layer
     )
     where = " ".join(
         text
         for text in (
             f"position {position}" if position is not None else "",
+            f"in layer {layer}" if layer is not None else "",
             f"at {block} ({point})" if block else "",
         )
         if text
     )
     prefix = (
         "activations differ"
-        if section["activations"] != made_section["activations"]
+        if section["activations"] != made.section["activations"]
         else "digests.bin differs"
     )
     return f"{prefix}: {where}", difference
 
 
-def _part(
-    name: str, told: bytes, got: bytes, checked: list[str]
-) -> tuple[str, tuple[str, ...], Difference]:
+def first_leaf(told: bytes, got: bytes, made: Remade, position: int) -> int | None:
+    """The first group whose leaf differs at a position; None if none does, or sizes differ."""
+    if len(told) != len(got):
+        return None
+    groups = made.plan.groups[-1] + 1
+    for group in range(groups):
+        at = STORED * (position * groups + group)
+        if told[at:][:STORED] != got[at:][:STORED]:
+            return group
+    return None
+
+
+def layer_of(group: int, plan: Plan) -> int | None:
+    """The layer of a group of points; None before the first and behind the last."""
+    return group - 1 if 0 < group < plan.groups[-1] else None
+
+
+def _part(name: str, told: bytes, made: Remade) -> tuple[str, Difference]:
+    got = made.parts[name]
     at = next(
         (i for i, (a, b) in enumerate(zip(told, got, strict=False)) if a != b),
         min(len(told), len(got)),
     )
-    difference = Difference(expected=told[at:][:16].hex(), got=got[at:][:16].hex())
-    return f"{name}: differs from the replay at byte {at}", tuple(checked), difference
+    expected, found = told[at:][:16].hex(), got[at:][:16].hex()
+    if name == "leaves.bin" and len(told) == len(got):
+        position, group = divmod(at // STORED, made.plan.groups[-1] + 1)
+        layer = layer_of(group, made.plan)
+        where = f"layer {layer}" if layer is not None else "embed" if not group else "the head"
+        difference = Difference(position, expected=expected, got=found, layer=layer)
+        return f"leaves.bin differs: position {position}, {where}", difference
+    reason = f"{name}: differs from the replay at byte {at}"
+    return reason, Difference(expected=expected, got=found)

@@ -98,6 +98,17 @@ class Run:
         return Roots(rows[:positions], rows[positions:])
 
     @cached_property
+    def leaves(self) -> bytes:
+        """``leaves.bin``, of as many leaves at each position; b"" where there is none."""
+        data = self._part("leaves.bin")
+        if (data is not None) != self.claim.leaves:
+            raise self._malformed("leaves.bin", "not as the record says")
+        if data is not None and (not data or len(data) % (STORED * self._positions)):
+            why = f"{len(data)} bytes for {self._positions} positions"
+            raise self._malformed("leaves.bin", why)
+        return data or b""
+
+    @cached_property
     def probes(self) -> Probes | None:
         """What was measured; None at level off."""
         data = self._part("probes.bin")

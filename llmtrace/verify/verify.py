@@ -7,17 +7,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.versions import version
 from llmtrace.engine import evidence
-from llmtrace.engine.trace import Done, Model, NotFinite, trace
+from llmtrace.engine.trace import Done, Fed, Model, NotFinite, trace
 from llmtrace.errors import Inconclusive, Misuse, Trouble
 from llmtrace.model.tokenizer import Tokenizer
 from llmtrace.verify.audit import audit_commit
-from llmtrace.verify.judge import DIFFERS, INCONCLUSIVE, INVALID, Verdict, judge
+from llmtrace.verify.caps import TEXT, Caps, Clock, caps_for
+from llmtrace.verify.judge import (
+    DIFFERS,
+    INCONCLUSIVE,
+    INVALID,
+    Difference,
+    Remade,
+    Verdict,
+    judge,
+)
 
 if TYPE_CHECKING:
+    from llmtrace.blocks.plan import Plan
+    from llmtrace.engine.sequence import Trace
     from llmtrace.store.chain import Store
     from llmtrace.store.entry import Entry
+    from llmtrace.store.record import Record
 
 
 class Models(Protocol):
@@ -27,14 +40,24 @@ class Models(Protocol):
         """Gives the model with this id, on a device; raises Inconclusive if it is not here."""
 
 
-def verify(store: Store, entry: Entry, models: Models) -> Verdict:
-    """Audits and replays one record.
+def verify(store: Store, entry: Entry, models: Models, caps: Caps | None = None) -> Verdict:
+    """Audits and replays one record; ``caps`` are for those of other nodes.
 
     Raises Trouble where the machine, not the record, is at fault.
     """
+    return audited(store, entry) or replayed(store, entry, models, caps or Caps())
+
+
+def audited(store: Store, entry: Entry) -> Verdict | None:
+    """Audits one record; None if nothing is wrong with it."""
     findings = audit_commit(store, entry)
     if findings:
         return Verdict(INVALID, f"{findings[0].part}: {findings[0].reason}", (), None, ("replay",))
+    return None
+
+
+def replayed(store: Store, entry: Entry, models: Models, caps: Caps) -> Verdict:
+    """Replays one record that was audited."""
     record = entry.record
     if record.kind != "run":
         return Verdict(
@@ -44,38 +67,95 @@ def verify(store: Store, entry: Entry, models: Models) -> Verdict:
         claimed = evidence.claim(record.sections)
     except Trouble as error:
         return Verdict(INVALID, str(error), ("audit",))
+    limits = caps_for(store, record.node, caps)
     try:
         version(claimed.numerics)
+        if limits:
+            limits.admit(claimed.request)
         model = models.find(claimed.model, str(record.sections["attested"]["model"]))
+        return replay(record, claimed, model, limits)
     except Inconclusive as error:
         return Verdict(INCONCLUSIVE, "; ".join((str(error), *error.hints)), ("audit",))
-    return replay(entry, claimed, model)
 
 
-def replay(entry: Entry, claimed: evidence.Claim, model: Model) -> Verdict:
-    """Computes a claimed run again in one teacher-forced pass and judges the record by it."""
-    record = entry.record
-    parts = {name: record.parts[name] for name in record.parts}
-    texts = sorted({"prompt.txt", "output.txt"} & set(parts))
+def replay(
+    record: Record, claimed: evidence.Claim, model: Model, caps: Caps | None = None
+) -> Verdict:
+    """Computes a claimed run again in one teacher-forced pass and judges the record by it.
+
+    Raises Capped where that is more than the caps allow.
+    """
+    made = remake(record, claimed, model, caps)
+    return made if isinstance(made, Verdict) else judge(record, claimed, made)
+
+
+def remake(
+    record: Record,
+    claimed: evidence.Claim,
+    model: Model,
+    caps: Caps | None,
+    *,
+    keep: tuple[str, ...] = (),
+    leaves: bool = False,
+) -> Remade | Verdict:
+    """Computes a claimed run again; a verdict where that already shows that the record is false.
+
+    ``keep`` and ``leaves`` are wanted beside what the record holds.
+    """
+    clock = caps.clock() if caps else None
+    texts = sorted({"prompt.txt", "output.txt"} & set(record.parts))
     if texts and not Tokenizer.exists(model.checkpoint):
         return Verdict(DIFFERS, f"{texts[0]}: the model has no tokenizer", ("audit",))
     tokenizer = Tokenizer.open(model.checkpoint) if texts else None
+    points = {p.name for block in blocks(model.architecture) for p in block.points}
+    unknown = set(claimed.keep) - points
+    if unknown:
+        reason = f"keeps '{min(unknown)[:80]}', which is no point of the model"
+        return Verdict(DIFFERS, reason, ("audit",))
+    wanted = tuple(sorted({*claimed.keep, *keep}))
     try:
-        text = parts["prompt.txt"].decode() if "prompt.txt" in parts else None
-        plan = model.plan([claimed.request], probes=claimed.level != "off", keep=claimed.keep)
+        needed = model.memory(claimed.request, keep=wanted)
+        if caps:
+            caps.afford(needed + TEXT * _size(record, "prompt.txt"))
+        text = record.parts["prompt.txt"].decode() if "prompt.txt" in texts else None
+        plan = model.plan(
+            [claimed.request],
+            probes=claimed.level != "off",
+            keep=wanted,
+            leaves=claimed.leaves or leaves,
+        )
     except (Misuse, UnicodeDecodeError) as error:
         return Verdict(INVALID, str(error), ("audit",))
-    unknown = set(claimed.keep) - {point.name for point in plan.points}
-    if unknown:
-        return Verdict(
-            DIFFERS, f"keeps '{min(unknown)}', which is no point of the model", ("audit",)
-        )
     try:
-        (done,) = [e for e in trace(model, plan, [claimed.request]) if isinstance(e, Done)]
+        done = _trace(model, plan, claimed, clock)
+        told = {name: done.kept[name] for name in claimed.keep}
+        parts = evidence.parts(
+            done,
+            level=claimed.level,
+            tokenizer=tokenizer,
+            prompt=text,
+            leaves=claimed.leaves,
+            keep=told,
+        )
     except NotFinite as error:  # nothing else: a fault of this machine is no verdict
-        return Verdict(DIFFERS, f"the replay ends early: {error}", ("audit",))
-    made = done.trace
-    section = evidence.trace_section(made, model.id, claimed.numerics)
-    made_parts = evidence.parts(made, level=claimed.level, tokenizer=tokenizer, prompt=text)
+        where = Difference(error.position, block=plan.makers[error.point].name, point=error.point)
+        return Verdict(DIFFERS, f"the replay ends early: {error}", ("audit",), where)
+    except evidence.TooMuchKept as error:
+        return Verdict(DIFFERS, str(error), ("audit",))
     encoded = tokenizer.encode(text) if tokenizer and text is not None else None
-    return judge(claimed, record.sections["trace"], parts, made, section, made_parts, plan, encoded)
+    section = evidence.trace_section(done, model.id, claimed.numerics)
+    return Remade(done, section, parts, plan, encoded, model.device.describe())
+
+
+def _trace(model: Model, plan: Plan, claimed: evidence.Claim, clock: Clock | None) -> Trace:
+    for event in trace(model, plan, [claimed.request]):
+        if isinstance(event, Fed) and clock:
+            clock.check(event)
+        if isinstance(event, Done):
+            return event.trace
+    raise AssertionError("a trace ends with its run")
+
+
+def _size(record: Record, name: str) -> int:
+    """The bytes of a part, as the audit found them; 0 if there is none."""
+    return sum(p["size"] for p in record.sections["parts"] if p["name"] == name)
