@@ -474,7 +474,7 @@ REVISIONS = [
     "HEAD~99",
     "HEAD^{tree}",
     "HEAD:record.json",
-    "a..b",
+    "nowhere..else",
     "",
     b"\xe9",
     "0" * 40,

@@ -9,6 +9,7 @@ import pytest
 
 from commands import NAMES, call, forged, tell
 from llmtrace.store.chain import Store
+from servers import make_bare
 
 SCHEMAS = Path(__file__).parents[1] / "llmtrace" / "cli" / "schemas"
 
@@ -101,8 +102,15 @@ def test_log_refuses(commits: dict[str, str], arguments: list[str], status: int,
 
 
 def test_every_json_line_is_as_its_schema_says(
-    place: Path, commits: dict[str, str], store: Store, tmp_path: Path
+    place: Path,
+    commits: dict[str, str],
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    make_bare(tmp_path / "hub.git")
+    monkeypatch.setenv("GIT_DIR", str(store.path))  # as git sets it for a hook
+    pushed = f"{'0' * 40} {commits['bare']} refs/heads/main"
     schemas = {path.stem: json.loads(path.read_text()) for path in SCHEMAS.glob("*.json")}
     for schema in schemas.values():
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -122,6 +130,10 @@ def test_every_json_line_is_as_its_schema_says(
             first,
             forged(store, commits["greedy"], 5, 9),
         ],
+        ["verify", "-d", "cpu", "--node", "self", "--spot", "2", "--spot-seed", "0" * 32],
+        ["bisect", commits["greedy"], commits["again"]],
+        ["bisect", commits["kept"], forged(store, commits["kept"], 5, 9)],
+        ["bisect", commits["kept"], f"{commits['greedy']}~"],
         ["log", "--all"],
         ["show", commits["greedy"]],
         ["show", commits["bare"]],
@@ -133,11 +145,23 @@ def test_every_json_line_is_as_its_schema_says(
         ["model", "list"],
         ["model", "info", "tiny"],
         ["model", "add", "second", place / "other"],
+        ["revoke", commits["other"]],
+        ["show", commits["other"]],
+        ["log"],
+        ["audit"],
+        ["key", "show"],
+        ["key", "list"],
+        ["key", "export"],
+        ["remote", "add", "hub", tmp_path / "hub.git"],
+        ["push", "hub", "--publish"],
+        ["push", "hub"],
+        ["fetch", store.path],
+        ["hook", "pre-receive"],
         ["init"],
         ["completion", "bash"],
         ["log", "nowhere"],
     ):
-        for line in call(*arguments, "--json").objects:
+        for line in call(*arguments, "--json", stdin=f"{pushed}\n").objects:
             schema = schemas[line["type"]]
             jsonschema.Draft202012Validator(schema).validate(line)
             assert not line.keys() - schema["properties"].keys(), "a key that no schema has"

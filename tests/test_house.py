@@ -46,6 +46,7 @@ ONLY_IN = {
     "click": "cli",
     "ctypes": "device",
     "cupy": "device",
+    "detect_secrets": "verify",
     "git": "store",
     "huggingface_hub": "model",
     "pygit2": "store",
@@ -54,7 +55,7 @@ ONLY_IN = {
 
 HEAVY = {
     *("blake3", "cryptography", "cupy", "git", "huggingface_hub", "jinja2", "numpy", "pygit2"),
-    *("safetensors", "tokenizers", "tomli", "torch", "tqdm", "transformers"),
+    *("detect_secrets", "safetensors", "tokenizers", "tomli", "torch", "tqdm", "transformers"),
 }
 
 TOP = {

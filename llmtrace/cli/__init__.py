@@ -22,12 +22,20 @@ OUTPUT_CLOSED = 141
 COMMANDS = {  # in the order of use, each with the first line of its help
     "run": "Generate text and record what happened inside as a commit",
     "verify": "Replay recorded runs and compare them with their records",
+    "audit": "Check whole chains: form, signatures, digests, order, forks",
     "log": "List records, newest first",
     "show": "Print one record",
     "diff": "Compare two records",
+    "bisect": "Find where two records of one job part, and say who is right",
     "export": "Write the samples and kept tensors of a record to a file",
+    "remote": "List, name and forget remotes, and the nodes expected there",
+    "push": "Push one's own chain to a remote",
+    "fetch": "Fetch chains of other nodes and let in what is sound",
     "model": "List, examine and name models",
     "init": "Make a store with a node of one's own and print its id",
+    "key": "Show, rotate and export keys",
+    "revoke": "Revoke records of one's own chain",
+    "hook": "Refuse bad chains on a git server",
     "completion": "Print the completion script for a shell",
 }
 

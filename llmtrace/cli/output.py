@@ -52,11 +52,15 @@ class Output:
         self._write(plain(piece, keep="\n\t") if _is_terminal(sys.stdout) else piece)
 
     def object(self, type_: str, **fields: object) -> None:
-        """Prints one JSON line `{"v": 1, "type": type_, …fields}`; NaN has no place in it."""
+        """Prints one JSON line `{"v": 1, "type": type_, …fields}`; NaN has no place in it.
+
+        What could paint on a terminal, or end a line for some readers, is escaped.
+        """
         import json
 
         line = {"v": JSON_VERSION, "type": type_, **fields}
-        self._write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        self._write(re.sub(_UNSAFE, lambda m: f"\\u{ord(m[0]):04x}", text) + "\n")
 
     def end(self, status: int) -> None:
         """Prints the last JSON line, without which a stream was cut short."""

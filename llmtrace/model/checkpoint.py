@@ -8,7 +8,6 @@ read the header ourselves, because its own arrays cannot hold BF16.
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 ITEM_SIZE = {"BF16": 2, "F16": 2, "F32": 4}
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEADER_LIMIT = 16 << 20
+"""Bytes of the header of a safetensors file; a tensor takes some 150."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,12 @@ def _file_tensors(file: Path) -> list[Tensor]:
     if not file.is_file():
         raise Trouble(f"shard '{file}' does not exist", "fetch the model again")
     try:
-        with safe_open(file, framework="numpy"):  # only for its checks of the header
-            pass
         with file.open("rb") as opened:
-            (header_size,) = struct.unpack("<Q", opened.read(8))
+            header_size = int.from_bytes(opened.read(8), "little")
+            if header_size > HEADER_LIMIT:  # it is parsed whole, in ten times the memory
+                raise ValueError(f"its header claims {header_size} bytes")  # noqa: TRY301
+            with safe_open(file, framework="numpy"):  # only for its checks of the header
+                pass
             header = _json_object(opened.read(header_size))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise Trouble(f"cannot read '{file}': {error}", "fetch the model again") from error

@@ -1,0 +1,260 @@
+"""Processes killed at random: what was acknowledged is there, the next command works, no fork.
+
+Real command lines in forked children (what they import is imported once), killed by SIGKILL
+after a random time. Git processes that they started live on, as they would. By default some
+dozens of kills; 500 with ``-m slow``.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from llmtrace.cli import main
+from llmtrace.store.chain import Store
+from llmtrace.store.maintenance import is_due, maintain
+from llmtrace.verify.audit import audit_chain
+
+PROMPTS = ("Once on", "a", "the old", "in a", "by the sea", "I", "we two", "so it was")
+BATCH = [{"prompt": PROMPTS[n % 8], "max_tokens": 1 + n % 3, "seed": n} for n in range(12)]
+ENVIRONMENT = {name: os.environ[name] for name in ("PATH",)}
+
+
+class Home:
+    """A config folder and a store of its own, beside a remote that homes share."""
+
+    def __init__(self, folder: Path, hub: Path) -> None:
+        self.folder = folder
+        self.hub = hub
+        self.store = folder / "data/llmtrace/store.git"
+        self.keys = folder / "config/llmtrace/keys"
+
+    def start(self, arguments):
+        """Starts a child that runs a command line, or whatever ``arguments`` is."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child:
+            os.close(writing)
+            return child, reading
+        status = 70
+        try:
+            os.close(reading)
+            os.dup2(writing, 1)
+            sys.stdout = os.fdopen(1, "w")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            sys.stderr = os.fdopen(2, "w")
+            os.environ["XDG_CONFIG_HOME"] = str(self.folder / "config")
+            os.environ["XDG_DATA_HOME"] = str(self.folder / "data")
+            status = arguments() if callable(arguments) else main(arguments)
+        finally:
+            os._exit(status)
+
+    def run(self, arguments, after=None):
+        """What a command line prints, and its status; killed after so many seconds if given."""
+        child, reading = self.start(arguments)
+        if after is not None:
+            time.sleep(after)
+            os.kill(child, signal.SIGKILL)
+        with os.fdopen(reading) as pipe:
+            said = pipe.read()
+        return said, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def chain(self):
+        return [entry.id for entry in Store.open(self.store, self.keys).log()][::-1]
+
+
+def fsck(path):
+    """Judges a store once the git that a killed process left at work in it has ended.
+
+    While packs are joined, git's own fsck may miss one that it has just seen.
+    """
+    while any(str(path).encode() in line for line in command_lines()):
+        time.sleep(0.01)
+    command = ["git", "--git-dir", path, "fsck", "--strict", "--no-dangling", "--no-progress"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (done.stdout + done.stderr).splitlines()
+    assert (done.returncode, [s for s in said if not s.startswith("notice: ")]) == (0, [])
+
+
+def command_lines():
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield (folder / "cmdline").read_bytes()
+
+
+def audited(home):
+    """Audits the chain of a home and finds no fork; gives its length."""
+    store = Store.open(home.store, home.keys)
+    found = list(audit_chain(store, f"node/{store.node}"))
+    assert [findings for _, findings in found] == [[]] * len(found)
+    records = [store.read(commit).record for commit, _ in found]
+    assert [record.seq for record in records] == list(range(len(found)))
+    return len(found)
+
+
+@pytest.fixture
+def homes(place, tmp_path):
+    """A home that writes and one that follows it, with a bare repository between them."""
+    hub = tmp_path / "hub.git"
+    subprocess.run(["git", "init", "-q", "--bare", hub], check=True)
+    for name in ("writer", "follower"):
+        (tmp_path / name / "config/llmtrace").mkdir(parents=True)
+        shutil.copy(place / "config/llmtrace/models.toml", tmp_path / name / "config/llmtrace")
+    writer, follower = Home(tmp_path / "writer", hub), Home(tmp_path / "follower", hub)
+    for home in (writer, follower):
+        assert home.run(["init"])[1] == 0
+        assert home.run(["remote", "add", "hub", str(hub)])[1] == 0
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text("".join(json.dumps(line) + "\n" for line in BATCH))
+    return writer, follower, batch
+
+
+def batch_of(batch):
+    return ["run", "-d", "cpu", "-m", "tiny", "--batch", str(batch), "--format", "id"]
+
+
+def one(prompt="so"):
+    return ["run", "-d", "cpu", "-m", "tiny", "-n", "1", "--format", "id", prompt]
+
+
+@pytest.mark.parametrize("kills", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_whatever_is_killed_nothing_acknowledged_is_lost(homes, kills):
+    writer, follower, batch = homes
+    acts = {
+        "run": (writer, batch_of(batch), 0.5),
+        "push": (writer, ["push", "hub", "--publish"], 0.5),
+        "fetch": (follower, ["fetch", "hub"], 0.6),
+        "maintenance": (writer, lambda: 0 if maintain(writer.store, ENVIRONMENT) else 1, 0.4),
+    }
+    draw = random.Random(20261121)
+    acknowledged: list[str] = []
+    ended: Counter[tuple[str, bool]] = Counter()
+    for _ in range(kills):
+        name = draw.choice([*acts])
+        home, arguments, longest = acts[name]
+        said, status = home.run(arguments, after=draw.random() * longest)
+        assert status in (0, -signal.SIGKILL) or (name == "maintenance" and status == 1)
+        ended[name, status == 0] += 1
+        if name == "run":
+            acknowledged += [line for line in said.splitlines() if len(line) == 40]
+        fsck(home.store)
+        said, status = writer.run(one())
+        assert status == 0
+        acknowledged.append(said.strip())
+        there = writer.chain()
+        assert {*acknowledged} <= {*there}
+        assert len({*acknowledged}) == len(acknowledged)
+    assert all(ended[name, False] for name in acts), ended  # each was really killed
+    for home, arguments, _ in acts.values():
+        assert home.run(arguments)[1] == 0
+    for path in (writer.store, follower.store, writer.hub):
+        fsck(path)
+    assert audited(writer) == len(writer.chain())
+    node = Store.open(writer.store, writer.keys).node
+    theirs = Store.open(follower.store, follower.keys)
+    assert [entry.id for entry in theirs.log(f"node/{node}")][::-1] == writer.chain()
+    left = [path.name for path in writer.store.iterdir() if path.name.startswith(".scratch")]
+    assert left == []
+    killed = (f"{n} of {name}" for (name, done), n in ended.items() if not done)
+    print(f"{kills} rounds, killed:", ", ".join(killed))
+
+
+def test_eight_processes_write_to_one_store_without_loss_or_fork(homes):
+    writer, _, batch = homes
+    started = [writer.start(batch_of(batch)) for _ in range(8)]
+    acknowledged = []
+    for child, reading in started:
+        with os.fdopen(reading) as pipe:
+            acknowledged += pipe.read().split()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(acknowledged) == len({*acknowledged}) == 8 * len(BATCH)
+    assert {*acknowledged} == {*writer.chain()[1:]}
+    assert audited(writer) == 1 + 8 * len(BATCH)
+    fsck(writer.store)
+
+
+def test_a_clock_that_was_set_back_does_not_stop_the_chain(homes, monkeypatch):
+    writer, _, _ = homes
+    for now in (1_800_000_000, 1_500_000_000, 1):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert writer.run(one())[1] == 0
+    monkeypatch.undo()
+    store = Store.open(writer.store, writer.keys)
+    assert [e.record.time for e in store.log()][:3] == [1, 1_500_000_000, 1_800_000_000]
+    assert audited(writer) == 4
+
+
+def test_a_restored_backup_is_refused_until_it_is_brought_up_to_date(homes, tmp_path):
+    writer, _, _ = homes
+    assert writer.run(one("a"))[1] == 0
+    shutil.copytree(writer.store, tmp_path / "backup.git")
+    newest = writer.run(one("I"))[0].strip()
+    assert writer.run(["push", "hub", "--publish"])[1] == 0
+    shutil.rmtree(writer.store)
+    shutil.copytree(tmp_path / "backup.git", writer.store)
+    assert writer.run(one("we"))[1] == 4
+    assert writer.run(["fetch", "hub"])[1] == 0
+    assert writer.chain()[-1] == newest
+    assert writer.run(one("we"))[1] == 0
+    assert writer.run(["push", "hub"])[1] == 2  # the backup does not know that this is public
+    assert writer.run(["push", "hub", "--publish"])[1] == 0
+    assert audited(writer) == 4
+
+
+def test_a_copied_store_on_a_second_machine_cannot_push_over_the_first(homes, tmp_path):
+    writer, _, _ = homes
+    assert writer.run(one("a"))[1] == 0
+    shutil.copytree(writer.folder, tmp_path / "second")
+    second = Home(tmp_path / "second", writer.hub)
+    assert writer.run(one("I"))[1] == 0
+    assert writer.run(["push", "hub", "--publish"])[1] == 0
+    assert second.run(one("we"))[1] == 0  # it cannot know
+    before = subprocess.run(["git", "--git-dir", writer.hub, "show-ref"], capture_output=True)
+    assert second.run(["push", "hub", "--publish"])[1] == 4
+    after = subprocess.run(["git", "--git-dir", writer.hub, "show-ref"], capture_output=True)
+    assert before.stdout == after.stdout != b""
+
+
+def test_maintenance_leaves_few_files_and_every_object(homes):
+    """At most a file for 100 records, and nothing thrown away."""
+    writer, _, _ = homes
+    writer.run(one())
+    store = Store.open(writer.store, writer.keys)
+    like = store.read("HEAD").record
+    three = {name: like.sections[name] for name in ("trace", "probes", "attested")}
+    commits = [store.append_run(**three, parts=like.parts, time=n) for n in range(40)]
+    for start in range(0, 1200, 100):
+        events = [("run", three, {**like.parts, "scores.json": b"%d" % n}, n) for n in range(100)]
+        commits += store.append_all([made_event(*event, start) for event in events])
+    objects = all_objects(writer.store)
+    loose = sum(path.is_file() for path in (writer.store / "objects").rglob("*"))
+    assert maintain(writer.store, ENVIRONMENT)
+    assert all_objects(writer.store) == objects
+    left = [path for path in (writer.store / "objects").rglob("*") if path.is_file()]
+    assert loose > 100
+    assert len(left) <= len(commits) / 100
+    assert not is_due(writer.store)
+    again = Store.open(writer.store, writer.keys)
+    assert [entry.id for entry in again.log()][::-1][2:] == commits
+    assert [entry.id for entry in store.log()][::-1][2:] == commits  # opened before
+    fsck(writer.store)
+
+
+def made_event(kind, sections, parts, number, start):
+    from llmtrace.store.chain import Event
+
+    return Event(kind, sections, parts, 1_700_000_000 + start + number)
+
+
+def all_objects(path):
+    command = ["git", "--git-dir", path, "cat-file", "--batch-all-objects", "--batch-check"]
+    return subprocess.run(command, capture_output=True, check=True).stdout
