@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OLDEST = (2, 43, 7)  # older ones have known holes, such as CVE-2025-48384 and -48385
 _MARK = ".scratch-"
 _PROGRAMS = "programs"  # in a scratch repository: what git may start of its own
+_PROGRAM = re.compile(r"git|git-(remote|credential)-.+|git-(upload|receive)-pack")
 # All of a scratch repository's configuration. It stands above that of user and machine: their
 # helpers for credentials and their proxies stay; what starts programs, or has git do more than
 # it was told, does not.
@@ -124,6 +125,7 @@ class Carrier:
         if program is None:
             raise Trouble("no program 'git'", "install git, at least 2.43.7")
         self._program = str(Path(program).absolute())
+        self._exec_path: str | None = None  # once it was asked for
         self._environment = {**environment, **_ENVIRONMENT}
         if "GIT_SSH_COMMAND" not in environment and not self._has_ssh_command():
             self._environment["GIT_SSH_COMMAND"] = _SSH
@@ -203,14 +205,17 @@ class Carrier:
             _remove(path, handle)
 
     def _programs(self) -> dict[str, str]:
-        """Git's own programs, but for the one that a server can have started.
+        """Git, and of its other programs those that reach remotes and ask for credentials.
 
-        A server may name URLs of packs that nobody asked it for, and git gets them from
-        wherever they point, such as services that only this machine can reach.
+        So git-http-fetch is none of them. A server may name URLs of packs that nobody asked it
+        for, and that program gets them from wherever they point, such as services that only
+        this machine can reach.
         """
-        folder = os.fsdecode(self._execute(["--exec-path"], {}, b"", CAPS)).strip()
-        with os.scandir(folder) as entries:
-            return {e.name: e.path for e in entries if e.name != "git-http-fetch"}
+        if self._exec_path is None:
+            found = self._execute(["--exec-path"], {}, b"", CAPS)
+            self._exec_path = os.fsdecode(found).strip()
+        with os.scandir(self._exec_path) as entries:
+            return {entry.name: entry.path for entry in entries if _PROGRAM.fullmatch(entry.name)}
 
     def _has_ssh_command(self) -> bool:
         """Says whether the user configured a program for ssh, which must not be overridden."""
