@@ -708,6 +708,47 @@ def test_a_read_only_store(place: Home) -> None:
     assert place.files() == before
 
 
+def test_a_full_disk_takes_nothing_of_a_fetch(place: Home, tmp_path: Path) -> None:
+    """The disk ends at different steps: the scratch repository, the transfer, the pack, the ref."""
+    home = Home(tmp_path / "home")
+    store = ".local/share/llmtrace/store.git"
+    listed = f"find {store} -type f -exec sha256sum {{}} + | sort | sha256sum"
+    lines = mounted(
+        home,
+        'mount -t tmpfs -o size=1M tmpfs "$HOME" && cd "$HOME" && export TMPDIR="$HOME"',
+        f"llmtrace init; {listed}",
+        "for free in 0 3 8 14 20 26; do",
+        "  head -c 2M /dev/zero >filler 2>/dev/null",
+        '  truncate -s "-$((free * 4096))" filler',
+        f"  llmtrace fetch -q {shlex.quote(str(place.store))} >said 2>&1",
+        f"  echo $?; rm filler; {listed}; find {store} -name '.scratch*'",
+        f"  git --git-dir {store} fsck --strict --no-dangling 2>&1",
+        "done",
+        f"llmtrace fetch -q {shlex.quote(str(place.store))}",
+    )
+    _, before, *rounds, last = lines
+    statuses, after = rounds[::2], rounds[1::2]
+    assert len(rounds) == 12
+    assert statuses[0] == "4"
+    failed = [store for status, store in zip(statuses, after, strict=True) if status != "0"]
+    assert {*failed} <= {before}
+    assert last.startswith("fetched node/" if {*statuses} == {"4"} else "up to date node/")
+
+
+def test_nothing_is_fetched_into_a_read_only_store(place: Home, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    assert home.call("init").status == 0
+    before, store = home.files(), shlex.quote(str(home.store))
+    error, status = mounted(
+        home,
+        f"mount --bind {store} {store} && mount -o remount,bind,ro {store}",
+        f"llmtrace fetch -q {shlex.quote(str(place.store))} 2>&1; echo $?",
+    )
+    assert error.startswith("llmtrace: error: cannot ")
+    assert error.endswith(": read-only file system")
+    assert (status, home.files()) == ("4", before)
+
+
 # Streams and signals
 
 

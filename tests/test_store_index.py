@@ -99,9 +99,12 @@ def test_folders_that_lead_to_others_are_followed(packed, tmp_path):
     other.write_bytes(other.read_bytes()[:-1])
     with pytest.raises(Trouble, match="is damaged"):
         check_indexes(objects)
-    (tmp_path / "elsewhere/info/alternates").write_text(f"{objects}\n")
     other.unlink()
-    with pytest.raises(Trouble, match="leads to too many other folders"):
+    (tmp_path / "elsewhere/info/alternates").write_text(f"{objects}\n")  # a circle
+    check_indexes(objects)
+    others = [tmp_path / f"other{number}" for number in range(16)]
+    (objects / "info/alternates").write_text("".join(f"{path}\n" for path in others))
+    with pytest.raises(Trouble, match="leads to more than 16 folders"):
         check_indexes(objects)
 
 

@@ -10,6 +10,7 @@ import sys
 from array import array
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from llmtrace.errors import Trouble
 from llmtrace.store import durable
@@ -17,33 +18,41 @@ from llmtrace.store import durable
 _HEAD = b"\xfftOc\0\0\0\x02"  # of an index of version 2 (gitformat-pack)
 _FANOUT = 8 + 4 * 256  # bytes up to the ids
 _TAIL = 40  # bytes: checksums of pack and index
+_CHUNK = 1 << 20  # bytes of offsets that are looked at together
 _LARGE = 1 << 31  # an offset with this bit is a place in the table of large ones
+_FOLDERS = 16  # of objects, that lead to each other
 
 
-_DEPTH = 5  # folders of objects that lead to each other, as libgit2 follows them
-
-
-def check_indexes(objects: Path, depth: int = 0) -> None:
+def check_indexes(objects: Path) -> None:
     """Raises Trouble for a pack whose index leads out of it, and for indexes of another kind.
 
     Looks at the folders that this one leads to as well (gitrepository-layout: alternates).
     """
-    for other in _alternates(objects):
-        if depth == _DEPTH:
-            raise Trouble(f"'{objects}' leads to too many other folders of objects")
-        check_indexes(other, depth + 1)
+    waiting, seen = [objects], set()
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() not in seen:
+            seen.add(folder.resolve())
+            if len(seen) > _FOLDERS:
+                raise Trouble(f"'{objects}' leads to more than {_FOLDERS} folders of objects")
+            _check_packs(folder)
+            waiting += _alternates(folder)
+
+
+def _check_packs(objects: Path) -> None:
     folder = objects / "pack"
     if (folder / "multi-pack-index").exists():
         path = folder / "multi-pack-index"
         raise Trouble(f"'{path}' is not read: it repeats what other files say", f"rm '{path}'")
     for path in sorted(folder.glob("*.idx")):
+        pack = path.with_suffix(".pack")
         with durable.troubled("read", path):
-            pack = path.with_suffix(".pack")
             try:
-                data, size = path.read_bytes(), pack.stat().st_size
+                with path.open("rb") as file:
+                    sound = _leads_inside(file, path.stat().st_size, pack.stat().st_size)
             except FileNotFoundError:  # git joined packs meanwhile, or it serves no pack
                 continue
-        if not _leads_inside(data, size):
+        if not sound:
             raise Trouble(f"the index '{path}' is damaged", f"git index-pack '{pack}'")
 
 
@@ -55,29 +64,34 @@ def _alternates(objects: Path) -> list[Path]:
     return [objects / line for line in lines if line and not line.startswith("#")]
 
 
-def _leads_inside(data: bytes, size: int) -> bool:
-    """Says whether an index is whole, and all its offsets are in a pack of this size."""
-    if len(data) < _FANOUT + _TAIL or not data.startswith(_HEAD):
+def _leads_inside(file: BinaryIO, size: int, pack: int) -> bool:
+    """Says whether an index is whole, and all its offsets are in a pack of so many bytes."""
+    head = file.read(_FANOUT)
+    if len(head) < _FANOUT or not head.startswith(_HEAD):
         return False
-    counts = _numbers(data[8:_FANOUT])
-    count = counts[-1]
-    offsets_at = _FANOUT + 24 * count
-    large_at = offsets_at + 4 * count
-    large = len(data) - _TAIL - large_at
-    if large < 0 or large % 8 or any(a > b for a, b in pairwise(counts)):
+    counts = _numbers(head[8:])
+    offsets_at = _FANOUT + 24 * counts[-1]
+    far_at = offsets_at + 4 * counts[-1]
+    far_size = size - _TAIL - far_at
+    if not 0 <= far_size <= 8 * counts[-1] or far_size % 8:
         return False
-    offsets = _numbers(data[offsets_at:large_at])
-    end = size - 20
-    if not count or max(offsets) < _LARGE:
-        return not count or (min(offsets) >= 12 and max(offsets) < end)
-    words = _numbers(data[large_at : large_at + large])
+    if any(a > b for a, b in pairwise(counts)):
+        return False
+    file.seek(far_at)
+    words = _numbers(file.read(far_size))
     far = [high << 32 | low for high, low in zip(words[::2], words[1::2], strict=True)]
-    return all(
-        12 <= offset < end
-        if offset < _LARGE
-        else offset - _LARGE < len(far) and 12 <= far[offset - _LARGE] < end
-        for offset in offsets
-    )
+    end = pack - 20
+    if any(not 12 <= offset < end for offset in far):
+        return False
+    file.seek(offsets_at)
+    for at in range(offsets_at, far_at, _CHUNK):
+        offsets = _numbers(file.read(min(_CHUNK, far_at - at)))
+        if min(offsets) < 12 or max(offsets) >= min(end, _LARGE):
+            near = (12 <= one < end for one in offsets if one < _LARGE)
+            places = (one - _LARGE < len(far) for one in offsets if one >= _LARGE)
+            if not (all(near) and all(places)):
+                return False
+    return True
 
 
 def _numbers(data: bytes) -> "array[int]":
