@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 MODE = "100644"
+COMMIT_LIMIT = 64 << 10  # bytes; ours have about 1,200
 
 _COMMIT = re.compile(
     rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)author ([^\n]*)\ncommitter ([^\n]*)\n"
     rb"(gpgsig [^\n]*\n(?: [^\n]*\n)*)?\n(.*)",
     re.DOTALL,
 )
-
-
 _ENTRY = re.compile(rb"([^ ]*) ([^\0]*)\0(.{20})", re.DOTALL)
-
-
 _PARENT = re.compile(rb"tree [0-9a-f]{40}\nparent ([0-9a-f]{40})\nauthor ")
 
 

@@ -8,12 +8,11 @@ from functools import cached_property
 
 from llmtrace.errors import Trouble
 from llmtrace.store import canonical
-from llmtrace.store.commit import MODE, Blob, Commit, parse_commit, parse_tree
+from llmtrace.store.commit import COMMIT_LIMIT, MODE, Blob, Commit, parse_commit, parse_tree
 from llmtrace.store.objects import Objects
 from llmtrace.store.record import JSON_NAME, Record, Sections, blake3_hex, check_part
 from llmtrace.store.schema import ENTRIES, limit_of, media_of
 
-COMMIT_LIMIT = 64 << 10  # bytes; ours have about 1,200
 TREE_LIMIT = ENTRIES * 64  # bytes; our longest name has 19 characters, an entry 47 bytes
 
 

@@ -21,22 +21,28 @@ _TAIL = 40  # bytes: checksums of pack and index
 _CHUNK = 1 << 20  # bytes of offsets that are looked at together
 _LARGE = 1 << 31  # an offset with this bit is a place in the table of large ones
 _FOLDERS = 16  # of objects, that lead to each other
+_LONGEST = 4096  # characters of a path
 
 
-def check_indexes(objects: Path) -> None:
+def check_indexes(objects: Path) -> list[Path]:
     """Raises Trouble for a pack whose index leads out of it, and for indexes of another kind.
 
-    Looks at the folders that this one leads to as well (gitrepository-layout: alternates).
+    Looks at the folders that this one leads to as well (gitrepository-layout: alternates),
+    and gives all of them.
     """
-    waiting, seen = [objects], set()
+    waiting, seen = [objects], dict[Path, Path]()
     while waiting:
         folder = waiting.pop()
-        if folder.resolve() not in seen:
-            seen.add(folder.resolve())
+        with durable.troubled("read", folder):
+            place = folder.resolve()
+            if place in seen:
+                continue
+            seen[place] = folder
             if len(seen) > _FOLDERS:
                 raise Trouble(f"'{objects}' leads to more than {_FOLDERS} folders of objects")
             _check_packs(folder)
             waiting += _alternates(folder)
+    return list(seen.values())
 
 
 def _check_packs(objects: Path) -> None:
@@ -61,6 +67,8 @@ def _alternates(objects: Path) -> list[Path]:
     with durable.troubled("read", path):
         text = path.read_bytes() if path.is_file() else b""
     lines = [os.fsdecode(line) for line in text.split(b"\n")]
+    if any(len(line) > _LONGEST or "\0" in line for line in lines):
+        raise Trouble(f"'{path}' names no folder")
     return [objects / line for line in lines if line and not line.startswith("#")]
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from llmtrace.errors import Trouble
 from llmtrace.store import places, sshsig
-from llmtrace.store.commit import parent_of
-from llmtrace.store.entry import COMMIT_LIMIT, Entry
+from llmtrace.store.commit import COMMIT_LIMIT, parent_of
+from llmtrace.store.entry import Entry
 from llmtrace.store.objects import Objects
 from llmtrace.store.places import Place
 from llmtrace.store.record import Sections, blake3_hex, node_id

@@ -1,4 +1,4 @@
-"""Puts objects into a git repository as loose files: each durable before it can be seen.
+"""Loose files of a git repository: objects put there, each durable before it can be seen.
 
 libgit2 syncs file after file, folder after folder: 22 waits for the disk for a run of 11
 objects. Here all files are synced at once from threads (the kernel merges them into few
@@ -10,6 +10,7 @@ since git looks only at names: hence the order.
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterable
@@ -19,6 +20,8 @@ from llmtrace.errors import Trouble
 from llmtrace.store import durable
 
 _THREADS = 16
+_HEAD = 128  # bytes of a file that hold its header, however it is packed
+_HEADER = re.compile(rb"(commit|tree|blob|tag) (0|[1-9][0-9]{0,14})\0")
 
 
 class Batch:
@@ -86,6 +89,34 @@ def _name(path: Path, place: Path) -> None:
             path.rename(place)
             return
     path.rename(place)
+
+
+class Loose:
+    """An object in a file of its own; in a damaged one libgit2 may go round for ever.
+
+    A zlib stream of "kind size", a zero byte and the contents. Raises FileNotFoundError,
+    OSError, zlib.error, and ValueError for what is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            start = zlib.decompressobj().decompress(file.read(_HEAD), _HEAD)
+        match = _HEADER.match(start)
+        if match is None:
+            raise ValueError("its header is none")
+        self.kind, self.size = match[1].decode(), int(match[2])
+        self._whole = match.end() + self.size  # bytes of the stream
+
+    def contents(self) -> bytes:
+        """As many bytes as the header says; the stream and the file end with them."""
+        stream = zlib.decompressobj()
+        with self._path.open("rb") as file:
+            packed = file.read(self._whole + self._whole // 1000 + _HEAD)  # what zlib needs at most
+        data = stream.decompress(packed, self._whole + 1)
+        if len(data) != self._whole or not stream.eof or stream.unused_data:
+            raise ValueError("its size is not that of its header")
+        return data[self._whole - self.size :]
 
 
 def object_id(kind: str, data: bytes) -> str:

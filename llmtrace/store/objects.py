@@ -6,9 +6,9 @@ followed. What is written is on the disk before the call returns.
 
 import contextlib
 import os
-import re
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from llmtrace.errors import Trouble
 from llmtrace.store import durable
 from llmtrace.store.index import check_indexes
-from llmtrace.store.loose import Batch, object_id
+from llmtrace.store.loose import Batch, Loose, object_id
 from llmtrace.store.pack import Pack
+from llmtrace.store.revision import resolve
 
 if TYPE_CHECKING:
     import pygit2
@@ -45,18 +46,21 @@ _HEAD_LIMIT = 4096  # bytes
 _PLAIN_LIMIT = 64 << 20  # bytes of a file that libgit2 reads whole: configuration, packed refs
 _STALE = 1.0  # seconds after which a ref's lock file belongs to a dead process
 _KINDS = ("", "commit", "tree", "blob", "tag")  # by git's numbers
-_COMMIT = 1
-_ID = re.compile(r"[0-9a-f]{40}")
 
 
 class Objects:
     """The objects and branches of one bare repository (SHA-1, files)."""
 
     def __init__(
-        self, path: Path, repository: "pygit2.Repository", extra: tuple[Path, ...] = ()
+        self,
+        path: Path,
+        repository: "pygit2.Repository",
+        folders: Iterable[Path],
+        extra: tuple[Path, ...] = (),
     ) -> None:
         self.path = path
         self.extra = extra  # more folders of objects that are read
+        self._loose_folders = _fans(folders)
         self._repository = repository
         self._odb = repository.odb
 
@@ -76,15 +80,13 @@ class Objects:
                 raise Trouble(f"no store at '{path}'", hint)
             _refuse_odd(path)
         extra = tuple(extra)
-        for folder in (path / "objects", *extra):
-            check_indexes(folder)
+        folders = [one for each in (path / "objects", *extra) for one in check_indexes(each)]
         _close_off()
         try:
             repository = pygit2.Repository(str(path), Flag.NO_SEARCH | Flag.BARE)
-            folders = tuple(extra)
-            for folder in folders:
+            for folder in extra:
                 repository.odb.add_disk_alternate(str(folder))
-            return cls(path, repository, folders)
+            return cls(path, repository, folders, extra)
         except (pygit2.GitError, OSError) as error:
             raise Trouble(f"cannot open the store '{path}': {_why(error)}") from error
 
@@ -115,19 +117,36 @@ class Objects:
         import pygit2
 
         try:
-            number, size = self._odb.read_header(oid)
-            if _KINDS[number] != kind:
+            loose = self._loose(oid)
+            found, size = (loose.kind, loose.size) if loose else self._header(oid)
+            if found != kind:
                 raise Trouble(f"object '{oid[:8]}' is no {kind}")
             if size > limit:
                 raise Trouble(f"object '{oid[:8]}' has {size} bytes, at most {limit} are read")
-            data: bytes = self._odb.read(oid)[1]
+            data: bytes = loose.contents() if loose else self._odb.read(oid)[1]
         except KeyError:
             raise Trouble(f"object '{oid[:8]}' is missing") from None
-        except (pygit2.GitError, ValueError, OSError) as error:
+        except (pygit2.GitError, ValueError, OSError, zlib.error) as error:
             raise Trouble(f"object '{oid[:8]}' cannot be read: {_why(error)}") from error
         if not proven and object_id(kind, data) != oid:
             raise Trouble(f"object '{oid[:8]}' is damaged: its contents have another id")
         return data
+
+    def kind(self, oid: str) -> str:
+        """Whether an object is a commit, tree, blob or tag; raises KeyError and ValueError."""
+        loose = self._loose(oid)
+        return loose.kind if loose else self._header(oid)[0]
+
+    def _header(self, oid: str) -> tuple[str, int]:
+        number, size = self._odb.read_header(oid)
+        return _KINDS[number], size
+
+    def _loose(self, oid: str) -> Loose | None:
+        """The object as a file that was here when the store was opened."""
+        for folder in self._loose_folders.get(oid[:2], ()):
+            with contextlib.suppress(FileNotFoundError):
+                return Loose(folder / oid[2:])
+        return None
 
     @contextlib.contextmanager
     def writing(self, name: str, *, many: bool = False) -> Iterator[Batch | Pack]:
@@ -149,16 +168,22 @@ class Objects:
         import pygit2
 
         try:
-            if _ID.fullmatch(revision) and self._odb.read_header(revision)[0] == _COMMIT:
-                return revision
-            found = self._repository.revparse_single(revision)
-            return str(found.peel(pygit2.Commit).id)
-        except (KeyError, ValueError, pygit2.GitError) as error:
+            oid = resolve(self, revision)
+            if oid is None:
+                found = self._repository.revparse_single(revision)
+                oid = str(found.peel(pygit2.Commit).id)
+        except (KeyError, ValueError, pygit2.GitError, OSError, zlib.error) as error:
             why = str(error)
+        else:
+            return oid
         if "ambiguous" in why:
             hint = "more than one record begins so: give more characters"
             raise Trouble(f"no single record '{revision}'", hint)
         raise Trouble(f"no record '{revision}'", "see 'llmtrace log'")
+
+    def expand(self, part: str) -> str:
+        """The id that begins so; raises KeyError or ValueError for none or more than one."""
+        return str(self._repository.expand_id(part))
 
     def branches(self, prefix: str) -> list[str]:
         """Names of the branches that begin so, without refs/heads/, sorted."""
@@ -267,6 +292,15 @@ def _refuse_odd(store: Path) -> None:
         path = store / name
         if path.is_file() and path.stat().st_size > _PLAIN_LIMIT:
             raise Trouble(f"'{path}' has more than {_PLAIN_LIMIT} bytes")
+
+
+def _fans(folders: Iterable[Path]) -> dict[str, list[Path]]:
+    """The folders of loose objects by the two digits that they are named for."""
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        for fan in folder.glob("[0-9a-f][0-9a-f]"):
+            found.setdefault(fan.name, []).append(fan)
+    return found
 
 
 def _close_off() -> None:

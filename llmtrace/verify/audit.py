@@ -10,7 +10,7 @@ from llmtrace.errors import Trouble
 from llmtrace.store import commit as git
 from llmtrace.store import sshsig
 from llmtrace.store.chain import Store
-from llmtrace.store.entry import COMMIT_LIMIT, Entry
+from llmtrace.store.entry import Entry
 from llmtrace.store.lineage import expired
 from llmtrace.store.places import Place
 from llmtrace.store.record import JSON_NAME, Record, check_parts, problems
@@ -103,7 +103,7 @@ class _Ids:
         at = self._next
         self._raw += bytes.fromhex(at)
         # Compared with its id: a file that says otherwise could send us round in a circle.
-        parent = git.parent_of(self._objects.read(at, "commit", COMMIT_LIMIT))
+        parent = git.parent_of(self._objects.read(at, "commit", git.COMMIT_LIMIT))
         self._next = parent or next(iter(Entry(self._objects, at).parents), None)
 
 

@@ -16,8 +16,8 @@ from llmtrace.errors import Trouble
 from llmtrace.store import forks
 from llmtrace.store.carrier import Carrier
 from llmtrace.store.chain import Store
-from llmtrace.store.commit import parse_tree
-from llmtrace.store.entry import COMMIT_LIMIT, TREE_LIMIT, Entry
+from llmtrace.store.commit import COMMIT_LIMIT, parse_tree
+from llmtrace.store.entry import TREE_LIMIT, Entry
 from llmtrace.store.forks import REFS as FORKS
 from llmtrace.store.forks import Proof
 from llmtrace.store.process import Caps

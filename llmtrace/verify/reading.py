@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _WORDS = 32  # of a probe record, as kernels/moments.cu lays it out
 _INDICES, _VALUES = slice(16, 24), slice(24, 32)  # of its samples
+_POINTS = 1 << 17  # of a model; one of 1,000 layers has 17,000
+_FEATURES = 4 << 20  # bytes of features.json; a layer takes some 400
 _POINT = "blocks.{}.hook_resid_post"  # what probes measure, layer by layer
 
 
@@ -91,10 +93,11 @@ class Run:
         data = self._part("digests.bin")
         if data is None:
             raise self._malformed("digests.bin", "missing")
-        rows = [data[at : at + STORED] for at in range(0, len(data), STORED)]
         positions = self.claim.request.positions
-        if len(data) % STORED or len(rows) <= positions:
+        points = len(data) // STORED - positions
+        if len(data) % STORED or not 0 < points <= _POINTS:
             raise self._malformed("digests.bin", f"{len(data)} bytes for {positions} positions")
+        rows = [data[at : at + STORED] for at in range(0, len(data), STORED)]
         return Roots(rows[:positions], rows[positions:])
 
     @cached_property
@@ -132,6 +135,8 @@ class Run:
         data = self._part("features.json")
         if data is None:
             return None
+        if len(data) > _FEATURES:  # JSON takes some thirty times its bytes
+            raise self._malformed("features.json", f"{len(data)} bytes, at most {_FEATURES}")
         try:
             return _features(data)
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
