@@ -1,7 +1,7 @@
 """Processes killed at random: what was acknowledged is there, the next command works, no fork.
 
-Real command lines in forked children (what they import is imported once), killed by SIGKILL
-after a random time. Git processes that they started live on, as they would. By default some
+Real command lines in children that were forked (`children.py`), killed by SIGKILL after a
+random time. Git processes that they started live on, as they would. By default some
 dozens of kills; 500 with ``-m slow``.
 """
 
@@ -12,21 +12,22 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from llmtrace.cli import main
+from children import MAINTENANCE, start
 from llmtrace.store.chain import Store
 from llmtrace.store.maintenance import is_due, maintain
 from llmtrace.verify.audit import audit_chain
 
 PROMPTS = ("Once on", "a", "the old", "in a", "by the sea", "I", "we two", "so it was")
 BATCH = [{"prompt": PROMPTS[n % 8], "max_tokens": 1 + n % 3, "seed": n} for n in range(12)]
-ENVIRONMENT = {name: os.environ[name] for name in ("PATH",)}
+ENVIRONMENT = {"PATH": os.environ["PATH"]}
+KINDS = ("config", "data")
+CACHE = os.environ["XDG_CACHE_HOME"]
 
 
 class Home:
@@ -37,36 +38,24 @@ class Home:
         self.hub = hub
         self.store = folder / "data/llmtrace/store.git"
         self.keys = folder / "config/llmtrace/keys"
+        self.count = 0
 
-    def start(self, arguments):
-        """Starts a child that runs a command line, or whatever ``arguments`` is."""
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child:
-            os.close(writing)
-            return child, reading
-        status = 70
-        try:
-            os.close(reading)
-            os.dup2(writing, 1)
-            sys.stdout = os.fdopen(1, "w")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            sys.stderr = os.fdopen(2, "w")
-            os.environ["XDG_CONFIG_HOME"] = str(self.folder / "config")
-            os.environ["XDG_DATA_HOME"] = str(self.folder / "data")
-            status = arguments() if callable(arguments) else main(arguments)
-        finally:
-            os._exit(status)
+    def start(self, arguments, now=None):
+        """Starts a child that runs a command line, or ``MAINTENANCE``."""
+        self.count += 1
+        folders = {f"XDG_{kind.upper()}_HOME": str(self.folder / kind) for kind in KINDS}
+        environment = {"HOME": str(self.folder), "LLMTRACE_THREADS": "2", **folders}
+        out = self.folder / f"out.{self.count}"
+        return start(arguments, environment | {"XDG_CACHE_HOME": CACHE}, out, now), out
 
-    def run(self, arguments, after=None):
+    def run(self, arguments, after=None, now=None):
         """What a command line prints, and its status; killed after so many seconds if given."""
-        child, reading = self.start(arguments)
+        child, out = self.start(arguments, now)
         if after is not None:
             time.sleep(after)
-            os.kill(child, signal.SIGKILL)
-        with os.fdopen(reading) as pipe:
-            said = pipe.read()
-        return said, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            child.kill()
+        child.join()
+        return out.read_text() if out.exists() else "", child.exitcode
 
     def chain(self):
         return [entry.id for entry in Store.open(self.store, self.keys).log()][::-1]
@@ -133,7 +122,7 @@ def test_whatever_is_killed_nothing_acknowledged_is_lost(homes, kills):
         "run": (writer, batch_of(batch)),
         "push": (writer, ["push", "hub", "--publish"]),
         "fetch": (follower, ["fetch", "hub"]),
-        "maintenance": (writer, lambda: 0 if maintain(writer.store, ENVIRONMENT) else 1),
+        MAINTENANCE: (writer, MAINTENANCE),
     }
     draw = random.Random(20261121)
     acknowledged: list[str] = []
@@ -144,7 +133,7 @@ def test_whatever_is_killed_nothing_acknowledged_is_lost(homes, kills):
         home, arguments = acts[name]
         after = draw.random() * longest[name]
         said, status = home.run(arguments, after)
-        assert status in (0, -signal.SIGKILL) or (name == "maintenance" and status == 1)
+        assert status in (0, -signal.SIGKILL) or (name == MAINTENANCE and status == 1)
         killed[name] += status == -signal.SIGKILL
         longest[name] *= 1.03 if status == -signal.SIGKILL else 0.9
         if name == "run":
@@ -174,22 +163,20 @@ def test_eight_processes_write_to_one_store_without_loss_or_fork(homes):
     writer, _, batch = homes
     started = [writer.start(batch_of(batch)) for _ in range(8)]
     acknowledged = []
-    for child, reading in started:
-        with os.fdopen(reading) as pipe:
-            acknowledged += pipe.read().split()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for child, out in started:
+        child.join()
+        assert child.exitcode == 0
+        acknowledged += out.read_text().split()
     assert len(acknowledged) == len({*acknowledged}) == 8 * len(BATCH)
     assert {*acknowledged} == {*writer.chain()[1:]}
     assert audited(writer) == 1 + 8 * len(BATCH)
     fsck(writer.store)
 
 
-def test_a_clock_that_was_set_back_does_not_stop_the_chain(homes, monkeypatch):
+def test_a_clock_that_was_set_back_does_not_stop_the_chain(homes):
     writer, _, _ = homes
     for now in (1_800_000_000, 1_500_000_000, 1):
-        monkeypatch.setattr(time, "time", lambda now=now: now)
-        assert writer.run(one())[1] == 0
-    monkeypatch.undo()
+        assert writer.run(one(), now=now)[1] == 0
     store = Store.open(writer.store, writer.keys)
     assert [e.record.time for e in store.log()][:3] == [1, 1_500_000_000, 1_800_000_000]
     assert audited(writer) == 4
@@ -234,9 +221,9 @@ def test_maintenance_leaves_few_files_and_every_object(homes):
     like = store.read("HEAD").record
     three = {name: like.sections[name] for name in ("trace", "probes", "attested")}
     commits = [store.append_run(**three, parts=like.parts, time=n) for n in range(40)]
-    for start in range(0, 1200, 100):
+    for first in range(0, 1200, 100):
         events = [("run", three, {**like.parts, "scores.json": b"%d" % n}, n) for n in range(100)]
-        commits += store.append_all([made_event(*event, start) for event in events])
+        commits += store.append_all([made_event(*event, first) for event in events])
     objects = all_objects(writer.store)
     loose = sum(path.is_file() for path in (writer.store / "objects").rglob("*"))
     assert maintain(writer.store, ENVIRONMENT)
