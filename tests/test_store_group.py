@@ -1,5 +1,6 @@
 """Groups of records: the same commits as one by one, in two packs that git itself would make."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -90,6 +91,20 @@ def test_git_reads_from_a_pack_what_was_put_in(tmp_path_factory, contents):
         command = ["git", "--git-dir", git_dir, "cat-file", "blob", oid]
         assert subprocess.run(command, capture_output=True, check=True).stdout == data
     git(folder, "fsck", "--strict", "--full")
+
+
+def test_both_files_of_a_pack_and_their_folder_are_synced(base, monkeypatch):
+    store, synced, sync = opened(base), [], os.fsync
+
+    def watch(handle):
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    store.append_all([event(number) for number in range(3)])
+    files = [path.suffix for path in synced if path.name.startswith("tmp_llmtrace-")]
+    assert sorted(files) == [".idx", ".idx", ".pack", ".pack"]
+    assert [path.name for path in synced].count("pack") == 2
 
 
 def test_no_group_no_pack(base):

@@ -123,7 +123,7 @@ class Objects:
                 raise Trouble(f"object '{oid[:8]}' is no {kind}")
             if size > limit:
                 raise Trouble(f"object '{oid[:8]}' has {size} bytes, at most {limit} are read")
-            data: bytes = loose.contents() if loose else self._odb.read(oid)[1]
+            data = self._contents(oid, loose)
         except KeyError:
             raise Trouble(f"object '{oid[:8]}' is missing") from None
         except (pygit2.GitError, ValueError, OSError, zlib.error) as error:
@@ -140,6 +140,13 @@ class Objects:
     def _header(self, oid: str) -> tuple[str, int]:
         number, size = self._odb.read_header(oid)
         return _KINDS[number], size
+
+    def _contents(self, oid: str, loose: Loose | None) -> bytes:
+        if loose:
+            with contextlib.suppress(FileNotFoundError):  # packed meanwhile
+                return loose.contents()
+        data: bytes = self._odb.read(oid)[1]
+        return data
 
     def _loose(self, oid: str) -> Loose | None:
         """The object as a file that was here when the store was opened."""
