@@ -8,10 +8,15 @@
 //   position, tile0 (T,) i32       position of the token; first tile of its sequence
 //   z       (T,H*D) f32, row stride ldz
 //
+// probed_attention: the same z, and of each head 8 words, row stride ldh: 0 log-sum-exp of s   1 entropy of the weights in nats   2 max s
+//   3 weight of key 0   4 of the token itself   5 mean distance position - j   6 argmax j (u32), lowest   7 weight of position - 1
+//
 // Order, per tile of 128 keys counted from position 0:
 //   s[j]  lane i (of 32) takes dimensions i, i+32, ... with one fma each; tree 16, 8, 4, 2, 1; + (+0); one multiplication by scale
 //   m = max s;  p[j] = exp(s[j] - m);  l, o[d] in 4 chains, key mod 4, one addition or fma each; (0+2)+(1+3); + (+0)
 // Tiles are folded in order: M' = max(M,m), a = exp(M-M'), b = exp(m-M'), l = fma(b, l_tile, a*l), o alike; z = o / l.
+// Heads, per tile: u = sum p[j] (s[j] - m) and d = sum p[j] (position - j) over 32 lanes, key mod 32, and their tree; folded as
+// u' = b (u_tile + l_tile (m - M')) + a (u + l (M - M')), d' = b d_tile + a d. entropy = log(l) - u / l, at least 0.
 // Invisible keys are absent: a key with p = 0 adds nothing, and the last addition leaves no -0.
 // One item a head of a token; of kv_append a dimension of the keys, then a row of the values.
 #include "lanes.cuh"
@@ -69,11 +74,36 @@ template <int H> HD lanes scores(const float* q, const float* kt, int D, int i) 
 }
 #endif
 
+// What a probe keeps of a head while tiles are folded; not yet divided by l.
+struct Head {
+    float u, d, first, self, previous;
+    i32 argmax;
+};
+
+// Folds a tile of weights p[0..count-1] into the head. shift: s - m; r = M - M', t = m - M'; a, b their exponentials.
+HD void fold(Head& head, const float* p, const float* shift, int begin, int count, int visible, float l, float l_tile,
+             float r, float t, float a, float b) {
+    lanes u = zero(), d = zero();
+    for (int j = 0; j < count; j += 32) {
+        lanes weight = load(p + j, count - j);
+        u = fma(weight, load(shift + j, count - j), u);
+        d = fma(weight, add(splat((float)(visible - 1 - begin - j)), mul(ramp(), splat(-1.0f))), d);
+    }
+    head.u = b * (sum(u) + l_tile * t) + a * (begin ? head.u + l * r : 0.0f);
+    head.d = b * sum(d) + a * head.d;
+    head.first = begin ? a * head.first : b * p[0];
+    head.self = b * p[count - 1];  // of the last tile
+    int before = visible - 2 - begin;
+    head.previous = before >= 0 && before < count ? b * p[before] : a * head.previous;
+}
+
 // C: the 32-wide chunks of a head.
-template <int C>
-HD void attend(float* z, const float* q, const float* keys, const float* values, i64 tile_keys, i64 tile_values,
-               int visible, int D, float scale) {
-    SCRATCH(float, p, TILE);
+template <int C, bool PROBED>
+HD void attend(float* z, u32* probed, const float* q, const float* keys, const float* values, i64 tile_keys,
+               i64 tile_values, int visible, int D, float scale) {
+    SCRATCH(float, p, PROBED ? 2 * TILE : TILE);
+    [[maybe_unused]] float* shift = p + TILE;
+    [[maybe_unused]] Head head = {};
     float M = from_bits(0xff800000u), l = 0.0f;
     lanes o[C];
 #pragma unroll
@@ -86,6 +116,16 @@ HD void attend(float* z, const float* q, const float* keys, const float* values,
         u32 top = 0;
         FOR_LANES(j, count) { u32 u = ordered(p[j]); top = u > top ? u : top; }
         float m = unordered(all_max(top));
+        if constexpr (PROBED) {
+            u32 before = 0;  // the larger the earlier
+            FOR_LANES(j, count) {
+                u32 u = ordered(p[j]) == ordered(m) ? (u32)(TILE - j) : 0;
+                before = u > before ? u : before;
+                shift[j] = p[j] - m;
+            }
+            before = all_max(before);
+            if (begin == 0 || ordered(m) > ordered(M)) head.argmax = begin + TILE - (int)before;
+        }
         FOR_LANES(j, count) p[j] = exponential(p[j] - m);
         int quads = (count + 3) / 4 * 4;
         if (LEADER) for (int j = count; j < quads; j++) p[j] = 0.0f;
@@ -96,6 +136,7 @@ HD void attend(float* z, const float* q, const float* keys, const float* values,
         float l_tile = (chain[0] + chain[2]) + (chain[1] + chain[3]) + 0.0f;
         float M_next = ordered(m) > ordered(M) ? m : M;
         float a = exponential(M - M_next), b = exponential(m - M_next);
+        if constexpr (PROBED) fold(head, p, shift, begin, count, visible, l, l_tile, M - M_next, m - M_next, a, b);
         l = fma(b, l_tile, a * l);
 #pragma unroll
         for (int c = 0; c < C; c++) {
@@ -111,21 +152,54 @@ HD void attend(float* z, const float* q, const float* keys, const float* values,
     }
 #pragma unroll
     for (int c = 0; c < C; c++) store(z + 32 * c, div(o[c], splat(l)), D - 32 * c);
+    if constexpr (PROBED) {
+        if (!LEADER) return;
+        float entropy = logarithm(l) - head.u / l;
+        probed[0] = bits(M + logarithm(l));
+        probed[1] = bits(entropy > 0.0f ? entropy : 0.0f);
+        probed[2] = bits(M);
+        probed[3] = bits(head.first / l);
+        probed[4] = bits(head.self / l);
+        probed[5] = bits(head.d / l);
+        probed[6] = (u32)head.argmax;
+        probed[7] = bits(head.previous / l);
+    }
 }
 
-#define ATTENTION(C)                                                                                             \
-    KERNEL(attention_##C, float* z, const float* q, const float* keys, const float* values, const i32* position, \
-           const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldq, float scale) {                 \
-        i64 tile_keys = (i64)G * D * TILE, tile_values = (i64)G * TILE * 32 * C;                                 \
-        FOR_ITEMS(item, (i64)*T * H) {                                                                           \
-            i64 t = item / H, h = item % H, g = h / (H / G);                                                     \
-            attend<C>(z + t * ldz + h * D, q + t * ldq + h * D, keys + tile0[t] * tile_keys + g * D * TILE,      \
-                      values + tile0[t] * tile_values + g * TILE * 32 * C, tile_keys, tile_values,               \
-                      position[t] + 1, D, scale);                                                                \
-        }                                                                                                        \
+template <int C, bool PROBED>
+HD void attention(Share share, float* z, u32* heads, const float* q, const float* keys, const float* values,
+                  const i32* position, const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldh, int ldq,
+                  float scale) {
+    i64 tile_keys = (i64)G * D * TILE, tile_values = (i64)G * TILE * 32 * C;
+    FOR_ITEMS(item, (i64)*T * H) {
+        i64 t = item / H, h = item % H, g = h / (H / G);
+        attend<C, PROBED>(z + t * ldz + h * D, PROBED ? heads + t * ldh + 8 * h : heads, q + t * ldq + h * D,
+                          keys + tile0[t] * tile_keys + g * D * TILE, values + tile0[t] * tile_values + g * TILE * 32 * C,
+                          tile_keys, tile_values, position[t] + 1, D, scale);
+    }
+}
+
+#define ATTENTION(C)                                                                                              \
+    KERNEL(attention_##C, float* z, const float* q, const float* keys, const float* values, const i32* position,  \
+           const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldq, float scale) {                  \
+        attention<C, false>(share, z, nullptr, q, keys, values, position, tile0, T, H, G, D, ldz, 0, ldq, scale); \
     }
 ATTENTION(1)
 ATTENTION(2)
 ATTENTION(3)
 ATTENTION(4)
 ATTENTION(8)
+
+#define PROBED_ATTENTION(C)                                                                                           \
+    KERNEL(probed_attention_##C, float* z, u32* heads, const float* q, const float* keys, const float* values,        \
+           const i32* position, const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldh, int ldq,       \
+           float scale) {                                                                                             \
+        attention<C, true>(share, z, heads, q, keys, values, position, tile0, T, H, G, D, ldz, ldh, ldq, scale);      \
+    }
+#ifndef NO_PROBES  // a test compares the code of the others with and without
+PROBED_ATTENTION(1)
+PROBED_ATTENTION(2)
+PROBED_ATTENTION(3)
+PROBED_ATTENTION(4)
+PROBED_ATTENTION(8)
+#endif

@@ -38,19 +38,40 @@ typedef u32 word __attribute__((vector_size(4 * WIDE)));
 HD word word_of(u32 x) { return word{} + x; }
 #endif
 
+// Rotations to the right. Vectors of bytes turn by whole bytes in one step.
+HD word by_12(word x) { return x >> 12 | x << 20; }
+HD word by_7(word x) { return x >> 7 | x << 25; }
+#if !defined(ON_CUDA) && defined(__AVX2__) && !defined(__AVX512F__)
+typedef u8 bytes __attribute__((vector_size(sizeof(word))));
+#ifdef __clang__
+#define TURN(x, ...) (word) __builtin_shufflevector((bytes)x, (bytes)x, __VA_ARGS__)
+#else
+#define TURN(x, ...) (word) __builtin_shuffle((bytes)x, bytes{__VA_ARGS__})
+#endif
+HD word by_16(word x) {
+    return TURN(x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13, 18, 19, 16, 17, 22, 23, 20, 21, 26, 27, 24, 25, 30, 31, 28, 29);
+}
+HD word by_8(word x) {
+    return TURN(x, 1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12, 17, 18, 19, 16, 21, 22, 23, 20, 25, 26, 27, 24, 29, 30, 31, 28);
+}
+#else
+HD word by_16(word x) { return x >> 16 | x << 16; }
+HD word by_8(word x) { return x >> 8 | x << 24; }
+#endif
+
 HD void mix(word& a, word& b, word& c, word& d, word x, word y) {
     a = a + b + x;
     d ^= a;
-    d = d >> 16 | d << 16;
+    d = by_16(d);
     c = c + d;
     b ^= c;
-    b = b >> 12 | b << 20;
+    b = by_12(b);
     a = a + b + y;
     d ^= a;
-    d = d >> 8 | d << 24;
+    d = by_8(d);
     c = c + d;
     b ^= c;
-    b = b >> 7 | b << 25;
+    b = by_7(b);
 }
 
 // cv = the compression of block m under cv; the counter is below 2^32 here.
@@ -173,8 +194,7 @@ HD word each_lane(const u32* x) { word w; memcpy(&w, x, sizeof w); return w; }
 
 // m[i] lane j = word i of the 64 bytes at from[j].
 HD void gather_block(word m[16], const u32* const from[WIDE]) {
-#ifdef __AVX512F__  // a 16x16 transposition, by halves
-    for (int j = 0; j < 16; j++) memcpy(&m[j], from[j], 64);
+#if WIDE > 4
 #ifdef __clang__
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -186,6 +206,8 @@ HD void gather_block(word m[16], const u32* const from[WIDE]) {
         m[a] = x;                                                   \
         m[b] = y;                                                   \
     }
+#ifdef __AVX512F__  // a transposition, by halves, quarters and so on: of 16x16
+    for (int j = 0; j < 16; j++) memcpy(&m[j], from[j], 64);
 #define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
 #define HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
 #define LOW4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
@@ -198,6 +220,21 @@ HD void gather_block(word m[16], const u32* const from[WIDE]) {
     for (int h = 0; h < 16; h += 8) for (int j = h; j < h + 4; j++) SWAP(j, j + 4, LOW4, HIGH4)
     for (int h = 0; h < 16; h += 4) for (int j = h; j < h + 2; j++) SWAP(j, j + 2, LOW2, HIGH2)
     for (int j = 0; j < 16; j += 2) SWAP(j, j + 1, LOW1, HIGH1)
+#else  // of two times 8x8
+    for (int j = 0; j < 8; j++) {
+        memcpy(&m[j], from[j], 32);
+        memcpy(&m[j + 8], from[j] + 8, 32);
+    }
+#define LOW4 0, 1, 2, 3, 8, 9, 10, 11
+#define HIGH4 4, 5, 6, 7, 12, 13, 14, 15
+#define LOW2 0, 1, 8, 9, 4, 5, 12, 13
+#define HIGH2 2, 3, 10, 11, 6, 7, 14, 15
+#define LOW1 0, 8, 2, 10, 4, 12, 6, 14
+#define HIGH1 1, 9, 3, 11, 5, 13, 7, 15
+    for (int h = 0; h < 16; h += 8) for (int j = h; j < h + 4; j++) SWAP(j, j + 4, LOW4, HIGH4)
+    for (int h = 0; h < 16; h += 4) for (int j = h; j < h + 2; j++) SWAP(j, j + 2, LOW2, HIGH2)
+    for (int j = 0; j < 16; j += 2) SWAP(j, j + 1, LOW1, HIGH1)
+#endif
 #undef SWAP
 #else
     alignas(64) u32 t[16][WIDE];

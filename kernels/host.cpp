@@ -25,9 +25,12 @@ namespace kernels {  // apart from the math library's names, which some compiler
 #include "linear.cu"
 #include "math.cu"
 #include "moments.cu"
+#include "probe.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "sample.cu"
+#include "token.cu"
+#include "wide.cu"
 }  // namespace kernels
 using namespace kernels;
 

@@ -12,6 +12,8 @@
 //   lanes                   32 float32 accumulators: a register of each thread of a warp, or two 512-bit
 //                           (four 256-bit) registers of a core. For sums whose order the contract fixes
 //   sum(lanes)              tree a[i] += a[i+h] for h = 16, 8, 4, 2, 1; then + (+0), so never -0
+//   quarters(to, lanes)     four sums of eight neighbours each: the tree's last three levels
+//   below, above, reaching  32 comparisons with a number, as the bits of a word that all lanes see
 //
 // Floating point: every operation rounds once, to nearest even, subnormals kept; the flags forbid
 // contraction, so fma() happens where it is written and nowhere else. There is no float64 fma
@@ -88,6 +90,31 @@ HD lanes add(lanes a, lanes b) { return {__fadd_rn(a.v, b.v)}; }
 HD lanes mul(lanes a, lanes b) { return {__fmul_rn(a.v, b.v)}; }
 HD lanes div(lanes a, lanes b) { return {__fdiv_rn(a.v, b.v)}; }
 HD lanes magnitude(lanes a) { return {from_bits(bits(a.v) & 0x7fffffffu)}; }
+HD lanes flip(lanes a, u32 signs) { return {from_bits(bits(a.v) ^ (signs >> LANE << 31))}; }
+HD lanes fraction(lanes a, lanes& exponent) {
+    int e = (i32)(bits(a.v) - 0x3f400000u) >> 23;
+    exponent = {(float)e};
+    return {from_bits(bits(a.v) - ((u32)e << 23))};
+}
+HD u32 below(lanes a, float x) { return __ballot_sync(~0u, a.v < x); }
+HD u32 above(lanes a, float x) { return __ballot_sync(~0u, a.v > x); }
+HD u32 reaching(lanes a, float x) { return __ballot_sync(~0u, a.v >= x); }
+HD lanes larger(lanes a, lanes b) { return {a.v > b.v ? a.v : b.v}; }
+HD lanes clamp(lanes a, float bound) { return {a.v > bound ? bound : a.v < -bound ? -bound : a.v}; }
+HD lanes load(const float* p, int n) { return {LANE < n ? p[LANE] : 0.0f}; }
+HD lanes ramp() { return {(float)LANE}; }
+HD int count_bits(u32 x) { return __popc(x); }
+HD int lowest_bit(u32 x) { return __ffs(x) - 1; }
+HD void quarters(float to[4], lanes a) {
+    float t = a.v;
+    for (int h = 4; h > 0; h >>= 1) t = __fadd_rn(t, __shfl_xor_sync(~0u, t, h));
+    for (int i = 0; i < 4; i++) to[i] = __shfl_sync(~0u, t, 8 * i);
+}
+HD void quarter_maxima(float to[4], lanes a) {
+    float t = a.v;
+    for (int h = 4; h > 0; h >>= 1) { float u = __shfl_xor_sync(~0u, t, h); t = u > t ? u : t; }
+    for (int i = 0; i < 4; i++) to[i] = __shfl_sync(~0u, t, 8 * i);
+}
 HD float sum(lanes a) {
     float t = a.v;
     for (int h = 16; h > 0; h >>= 1) t = __fadd_rn(t, __shfl_xor_sync(~0u, t, h));
@@ -181,6 +208,16 @@ HD void store(float* p, const lanes& a) { _mm512_storeu_ps(p, a.v[0]); _mm512_st
 HD lanes fma(const lanes& a, const lanes& b, const lanes& c) {
     return {{_mm512_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm512_fmadd_ps(a.v[1], b.v[1], c.v[1])}};
 }
+#define HAS_WORDS
+template <int OP> HD u32 compare(const lanes& a, float x) {
+    __m512 y = _mm512_set1_ps(x);
+    return (u32)_mm512_cmp_ps_mask(a.v[0], y, OP) | (u32)_mm512_cmp_ps_mask(a.v[1], y, OP) << 16;
+}
+HD lanes flip(lanes a, u32 signs) {
+    __m512i minus = _mm512_set1_epi32((int)0x80000000u), u = _mm512_castps_si512(a.v[0]), w = _mm512_castps_si512(a.v[1]);
+    return {{_mm512_castsi512_ps(_mm512_mask_xor_epi32(u, (__mmask16)signs, u, minus)),
+             _mm512_castsi512_ps(_mm512_mask_xor_epi32(w, (__mmask16)(signs >> 16), w, minus))}};
+}
 HD float sum(const lanes& a) {
     __m512 t = _mm512_add_ps(a.v[0], a.v[1]);
     __m256 u = _mm256_add_ps(_mm512_castps512_ps256(t), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(t), 1)));
@@ -205,6 +242,7 @@ HD void sum4(float* to, const lanes& a, const lanes& b, const lanes& c, const la
 #elif defined(__FMA__)
 #include <immintrin.h>
 struct lanes { __m256 v[4]; };
+typedef u32 word8 __attribute__((vector_size(32)));
 HD lanes splat(float x) { __m256 s = _mm256_set1_ps(x); return {{s, s, s, s}}; }
 HD __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
 HD __m256 load8(const bf16* p) {
@@ -224,6 +262,20 @@ HD void store(float* p, const lanes& a) { for (int i = 0; i < 4; i++) _mm256_sto
 HD lanes fma(const lanes& a, const lanes& b, const lanes& c) {
     return {{_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1]),
              _mm256_fmadd_ps(a.v[2], b.v[2], c.v[2]), _mm256_fmadd_ps(a.v[3], b.v[3], c.v[3])}};
+}
+#define HAS_WORDS
+template <int OP> HD u32 compare(const lanes& a, float x) {
+    __m256 y = _mm256_set1_ps(x);
+    u32 found = 0;
+    for (int i = 0; i < 4; i++) found |= (u32)_mm256_movemask_ps(_mm256_cmp_ps(a.v[i], y, OP)) << 8 * i;
+    return found;
+}
+HD lanes flip(lanes a, u32 signs) {
+    for (int i = 0; i < 4; i++) {
+        word8 bit = {1, 2, 4, 8, 16, 32, 64, 128}, mine = (word8{} + (signs >> 8 * i & 255)) & bit;
+        a.v[i] = (__m256)((word8)a.v[i] ^ ((word8)(mine != 0) & 0x80000000u));
+    }
+    return a;
 }
 HD float sum(const lanes& a) {
     __m256 u = _mm256_add_ps(_mm256_add_ps(a.v[0], a.v[2]), _mm256_add_ps(a.v[1], a.v[3]));
@@ -266,11 +318,72 @@ HD lanes zero() { return splat(0.0f); }
 HD lanes add(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] + b.v[i]; return a; }
 HD lanes mul(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] * b.v[i]; return a; }
 HD lanes div(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] / b.v[i]; return a; }
-HD lanes magnitude(const lanes& a) {
+#ifdef HAS_WORDS
+typedef i32 whole __attribute__((vector_size(sizeof(lanes) / PARTS)));
+typedef float real __attribute__((vector_size(sizeof(lanes) / PARTS)));
+HD lanes magnitude(lanes a) { for (int i = 0; i < PARTS; i++) a.v[i] = (real)((whole)a.v[i] & 0x7fffffff); return a; }
+HD lanes fraction(lanes a, lanes& exponent) {
+    for (int i = 0; i < PARTS; i++) {
+        whole e = ((whole)a.v[i] - 0x3f400000) >> 23;
+        exponent.v[i] = __builtin_convertvector(e, real);
+        a.v[i] = (real)((whole)a.v[i] - (e << 23));
+    }
+    return a;
+}
+HD u32 below(const lanes& a, float x) { return compare<_CMP_LT_OQ>(a, x); }
+HD u32 above(const lanes& a, float x) { return compare<_CMP_GT_OQ>(a, x); }
+HD u32 reaching(const lanes& a, float x) { return compare<_CMP_GE_OQ>(a, x); }
+#else
+HD lanes magnitude(lanes a) { for (int i = 0; i < 32; i++) a.v[i] = from_bits(bits(a.v[i]) & 0x7fffffffu); return a; }
+HD lanes flip(lanes a, u32 signs) { for (int i = 0; i < 32; i++) a.v[i] = from_bits(bits(a.v[i]) ^ (signs >> i << 31)); return a; }
+HD lanes fraction(lanes a, lanes& exponent) {
+    for (int i = 0; i < 32; i++) {
+        i32 e = (i32)(bits(a.v[i]) - 0x3f400000u) >> 23;
+        exponent.v[i] = (float)e;
+        a.v[i] = from_bits(bits(a.v[i]) - ((u32)e << 23));
+    }
+    return a;
+}
+HD u32 below(const lanes& a, float x) { u32 m = 0; for (int i = 0; i < 32; i++) m |= (u32)(a.v[i] < x) << i; return m; }
+HD u32 above(const lanes& a, float x) { u32 m = 0; for (int i = 0; i < 32; i++) m |= (u32)(a.v[i] > x) << i; return m; }
+HD u32 reaching(const lanes& a, float x) { u32 m = 0; for (int i = 0; i < 32; i++) m |= (u32)(a.v[i] >= x) << i; return m; }
+#endif
+HD lanes larger(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+HD lanes clamp(lanes a, float bound) {
+    lanes high = splat(bound), low = splat(-bound);
+    for (int i = 0; i < PARTS; i++) {
+        a.v[i] = a.v[i] > high.v[i] ? high.v[i] : a.v[i];
+        a.v[i] = a.v[i] < low.v[i] ? low.v[i] : a.v[i];
+    }
+    return a;
+}
+HD lanes load(const float* p, int n) {
+    float t[32] = {};
+    for (int i = 0; i < 32 && i < n; i++) t[i] = p[i];
+    return load((const float*)t);
+}
+HD lanes ramp() {  // 0, 1, ... 31
+    float t[32];
+    for (int i = 0; i < 32; i++) t[i] = (float)i;
+    return load((const float*)t);
+}
+HD int count_bits(u32 x) { return __builtin_popcount(x); }
+HD int lowest_bit(u32 x) { return __builtin_ctz(x); }
+HD void quarters(float to[4], const lanes& a) {
     float t[32];
     store(t, a);
-    for (int i = 0; i < 32; i++) t[i] = from_bits(bits(t[i]) & 0x7fffffffu);
-    return load((const float*)t);
+    for (int h = 4; h > 0; h >>= 1)
+        for (int q = 0; q < 32; q += 8)
+            for (int i = 0; i < h; i++) t[q + i] += t[q + i + h];
+    for (int q = 0; q < 4; q++) to[q] = t[8 * q];
+}
+HD void quarter_maxima(float to[4], const lanes& a) {
+    float t[32];
+    store(t, a);
+    for (int q = 0; q < 4; q++) {
+        to[q] = t[8 * q];
+        for (int i = 1; i < 8; i++) to[q] = t[8 * q + i] > to[q] ? t[8 * q + i] : to[q];
+    }
 }
 HD void store(float* p, const lanes& a, int n) {
     float t[32];
