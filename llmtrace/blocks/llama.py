@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, Which
+from llmtrace.probes.points import Names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from llmtrace.model.architecture import Architecture
 
@@ -69,14 +70,14 @@ def blocks(a: Architecture) -> list[Block]:
     return found + list(_head(a, table))
 
 
-def aliases(a: Architecture) -> dict[str, str]:
+def names(a: Architecture) -> Names:
+    """Gives what the points are called."""
+    return Names(point.name for block in blocks(a) for point in block.points)
+
+
+def aliases(a: Architecture) -> Mapping[str, str]:
     """Maps names of points that are the same value as another to that other's name."""
-    return {
-        f"blocks.{layer}.hook_resid_pre": f"blocks.{layer - 1}.hook_resid_post"
-        if layer
-        else "hook_embed"
-        for layer in range(a.layer_count)
-    }
+    return names(a).aliases
 
 
 def _stream(a: Architecture, layer: int) -> Rows:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, makers
 from llmtrace.blocks.llama import blocks, chunks
+from llmtrace.blocks.probing import Probing
 from llmtrace.blocks.weights import Weights, padded
 from llmtrace.device.device import Array, Device, Launch, Step
 from llmtrace.errors import Trouble
+from llmtrace.probes import records
 from llmtrace.probes.commitment import group
 
 if TYPE_CHECKING:
@@ -32,8 +34,10 @@ SMALL = 16
 """Rows up to which a step counts as decode: a GPU's grids are sized for it."""
 WIDEST = 1 << 20
 """Most floats of a row that is digested (``kernels/blake3.cu``)."""
-RECORD_WORDS = 32
-"""32-bit words of a probe record (``kernels/moments.cu``)."""
+PROBES = 2
+"""The format of the probes that a run records; 1 is made again for old records, 0 is none."""
+LOOKED = 4
+"""Rows that are looked at whole at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,24 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Arrays of a plan by name: shape and dtype."""
 
 
-def arrays(a: Architecture, limits: Limits, keep: Collection[str]) -> dict[str, Shapes]:
-    """Says what a plan allocates: the arena, inputs, KV cache, results and kept rows."""
+def arrays(
+    a: Architecture, limits: Limits, keep: Collection[str], probes: int = PROBES
+) -> dict[str, Shapes]:
+    """Says what a plan allocates: the arena, inputs, KV cache, results, kept and looked-at rows."""
     made = blocks(a)
     points = [point for block in made for point in block.points]
     shape = (a.layer_count, limits.tiles, a.kv_head_count)
-    rows = limits.rows
+    rows, words = limits.rows, records.WORDS
+    measured: Shapes = {}
+    if probes == 1:
+        measured = {"records": ((rows, a.layer_count, words), "<u4")}
+    elif probes:
+        measured = {
+            "records": ((rows, len(points), words), "<u4"),
+            "heads": ((rows, a.layer_count, a.head_count, records.HEAD_WORDS), "<u4"),
+            "drawn": ((limits.picks, records.TOKEN_WORDS), "<u4"),
+        }
+    looked = [p for p in points if probes > 1]
     return {
         "arena": {
             name: ((limits.picks if name == "logits" else rows, stride), "<f4")
@@ -73,17 +89,20 @@ def arrays(a: Architecture, limits: Limits, keep: Collection[str]) -> dict[str, 
         "results": {
             "digests": ((rows, len(points), 8), "<u4"),
             "flaws": ((rows, len(points)), "|u1"),
-            "records": ((rows, a.layer_count, RECORD_WORDS), "<u4"),
+            **measured,
         },
         "kept": {p.name: ((rows, p.rows.width), "<f4") for p in points if p.name in keep},
+        "looked": {p.name: ((LOOKED, p.rows.width), "<f4") for p in looked},
     }
 
 
-def footprint(a: Architecture, limits: Limits, keep: Collection[str] = ()) -> int:
+def footprint(
+    a: Architecture, limits: Limits, keep: Collection[str] = (), probes: int = PROBES
+) -> int:
     """Bytes that a plan allocates beside the weights, known before anything is."""
     return sum(
         math.prod(shape) * int(dtype[-1])
-        for shapes in arrays(a, limits, keep).values()
+        for shapes in arrays(a, limits, keep, probes).values()
         for shape, dtype in shapes.values()
     )
 
@@ -123,9 +142,10 @@ class Plan:
         weights: Weights,
         limits: Limits,
         *,
-        probes: bool = True,
+        probes: int = PROBES,
         keep: Sequence[str] = (),
         leaves: bool = False,
+        digests: bool = True,
     ) -> None:
         self.checkpoint, self.architecture, self.device, self.limits = (
             checkpoint,
@@ -141,12 +161,12 @@ class Plan:
                 raise Trouble(f"rows of '{point.name}' have more than {WIDEST} values")
         self.groups = tuple(group(p.name, architecture.layer_count) for p in self.points)
         self.keep = tuple(keep)
-        self.probes, self.leaves = probes, leaves
+        self.probes, self.leaves, self.digests = probes, leaves, digests
         self._weights = weights
         self._strides = _strides(self.blocks)
         placed = {
             part: {name: device.zeros(*shape) for name, shape in shapes.items()}
-            for part, shapes in arrays(architecture, limits, self.keep).items()
+            for part, shapes in arrays(architecture, limits, self.keep, probes).items()
         }
         self._buffers, self._inputs, self._cache = (
             placed["arena"],
@@ -157,28 +177,45 @@ class Plan:
             self._inputs["count"][:1],
             self._inputs["count"][1:],
         )
-        results = placed["results"]
-        self.digests, self.flaws, self.records = (
-            results["digests"],
-            results["flaws"],
-            results["records"],
+        self.results, self.kept, self._looked = (
+            placed["results"],
+            placed["kept"],
+            placed["looked"],
         )
-        self.kept = placed["kept"]
+        self._probing = Probing(self, probes, digests=digests)
         self._small = min(limits.rows, SMALL)
         sizes = {self._small, limits.rows}
         self._steps: dict[int, Step] = {n: device.capture(self._launches(n)) for n in sizes}
+        self._look: Step | None = None
 
     def step(self, feed: dict[str, np.ndarray]) -> None:
         """Feeds tokens: runs every block on them, digests and probes included.
 
         ``feed``: token, position, tile0, table (T,) i32 and probe_seed (T,) u64 for each row;
         pick (M,) i32, temperature (M,) f32, top_k (M,) i32, top_p, seed (M,) u64 for each row
-        whose logits are wanted. Results stay in ``digests``, ``flaws``, ``records``, ``kept``,
-        ``tokens()`` until the next step.
+        whose logits are wanted. Results stay in ``results``, ``kept`` and ``tokens()`` until the
+        next step: digests, flaws, and where there are probes records, heads and drawn.
         """
         rows, picks = self._write(feed)
         size = self._small if max(rows, picks) <= self._small else self.limits.rows
         self._steps[size].run(self._weights.nbytes * rows)
+
+    def look(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Feeds up to LOOKED tokens again: all of their sequences was fed, so no bit changes.
+
+        ``feed`` as in ``step``. Gives every point's rows by name: (T or M, width) f32; the
+        results stay as after a step. Probes are of format 2.
+        """
+        if self._look is None:
+            rows = min(LOOKED, self.limits.rows)
+            self._look = self.device.capture(self._launches(rows, looks=True))
+        rows, picks = self._write(feed)
+        self._look.run(self._weights.nbytes * rows)
+        found = {}
+        for point in self.points:
+            count = picks if point.which == "picked" else rows
+            found[point.name] = self.device.download(self._looked[point.name][:count])
+        return found
 
     def alone(self, feed: dict[str, np.ndarray], block: Block) -> dict[str, np.ndarray]:
         """Executes one block by itself, from copies of its inputs: one launch for one token.
@@ -229,25 +266,27 @@ class Plan:
         token, logprob = self._inputs["drawn.token"], self._inputs["drawn.logprob"]
         return self.device.download(token[:picks]), self.device.download(logprob[:picks])
 
-    def no_records(self) -> np.ndarray:
-        """Gives (0, L, 32) u32: the probe records of a plan without probes."""
-        import numpy as np
+    def cached(self, layer: int, tile0: int, positions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Reads the KV cache of a sequence: keys, values (positions, G, D) f32 of a layer."""
+        tiles = slice(tile0, tile0 + -(-positions // TILE))
+        keys = self.device.download(self._cache["keys"][layer][tiles])  # (tiles, G, D, TILE)
+        values = self.device.download(self._cache["values"][layer][tiles])
+        size, groups = keys.shape[2], keys.shape[1]
+        flat = keys.transpose(0, 3, 1, 2).reshape(-1, groups, size)[:positions]
+        rows = values[..., :size].transpose(0, 2, 1, 3).reshape(-1, groups, size)[:positions]
+        return flat.copy(), rows.copy()
 
-        return np.zeros((0, self.architecture.layer_count, RECORD_WORDS), np.uint32)
-
-    def _launches(self, rows: int) -> list[Launch]:
+    def _launches(self, rows: int, *, looks: bool = False) -> list[Launch]:
         found: list[Launch] = []
-        waiting: list[Point] = []  # digested together at the end of a layer
+        waiting: list[Point] = []  # read together at the end of a layer
         for block in self.blocks:
             found.append(self._launch(block, rows))
+            copies = self._looked if looks else self.kept
+            found += [self._copy(p, rows, copies) for p in block.points if p.name in copies]
+            found += self._probing.after(block, rows)
             waiting += block.points
-            for point in block.points:
-                if point.name in self.kept:
-                    found.append(self._copy(point, rows))
-                if self.probes and point.name.endswith(".hook_resid_post"):
-                    found.append(self._moments(point, rows))
             if block.name.endswith("resid_add2") or block.name == "unembed":
-                found.append(self._digest(waiting, rows))
+                found += self._probing.points(waiting, rows)
                 waiting = []
         return found
 
@@ -258,10 +297,13 @@ class Plan:
                 next(arg for arg in block.args if isinstance(arg, Matrix))
             )
         count = min(rows, self.limits.picks) if block.which == "picked" else rows
-        args = tuple(self._resolve(arg, arena) for arg in block.args)
+        args = tuple(self.resolve(arg, arena) for arg in block.args)
+        if arena is None and kernel.startswith("attention_"):
+            kernel, args = self._probing.attention(block, kernel, args)
         return Launch(kernel, args, block.items * count)
 
-    def _resolve(self, arg: Any, arena: dict[str, Array] | None = None) -> Any:
+    def resolve(self, arg: Any, arena: dict[str, Array] | None = None) -> Any:
+        """Gives what stands for a symbolic argument of a block: an array or a number."""
         match arg:
             case Matrix():
                 return self._weights.matrix(arg)
@@ -280,51 +322,19 @@ class Plan:
             case _:
                 return arg
 
-    def _digest(self, points: list[Point], rows: int) -> Launch:
-        import numpy as np
+    def stride(self, rows: Rows) -> int:
+        """Floats from row to row of a buffer of the arena."""
+        return self._strides[rows.buffer]
 
-        which = points[0].which
-        table = np.array(
-            [
-                (
-                    self.device.address(self._resolve(p.rows)),
-                    self._strides[p.rows.buffer],
-                    p.rows.width,
-                    self.points.index(p),
-                )
-                for p in points
-            ],
-            np.uint64,
-        )
-        placed = self.device.upload(table)
-        args = (
-            self.digests,
-            self.flaws,
-            placed,
-            self._inputs[which],
-            len(points),
-            len(self.points),
-        )
-        return Launch("blake3", args, rows * len(points))
+    def input(self, name: str) -> Array:
+        """Gives an array of inputs, such as ``position`` or ``fed``."""
+        return self._inputs[name]
 
-    def _moments(self, point: Point, rows: int) -> Launch:
-        layer = int(point.name.split(".")[1])
-        stride = self._strides[point.rows.buffer]
-        fed = (self._inputs["probe_seed"], self._inputs["position"], self._inputs["fed"])
-        record = self.records.reshape(-1)[layer * RECORD_WORDS :]
-        sizes = (
-            point.rows.width,
-            self.architecture.layer_count * RECORD_WORDS,
-            stride,
-            self.points.index(point),
-        )
-        return Launch("moments", (record, self._resolve(point.rows), *fed, *sizes), rows)
-
-    def _copy(self, point: Point, rows: int) -> Launch:
+    def _copy(self, point: Point, rows: int, to: dict[str, Array]) -> Launch:
         width, stride = point.rows.width, self._strides[point.rows.buffer]
         args = (
-            self.kept[point.name],
-            self._resolve(point.rows),
+            to[point.name],
+            self.resolve(point.rows),
             self._inputs[point.which],
             width,
             width,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmtrace.engine.feed import feed
 from llmtrace.engine.request import Request
 from llmtrace.engine.sequence import Sequence
-from llmtrace.engine.trace import CHUNK, Model, feed
+from llmtrace.engine.trace import CHUNK, Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

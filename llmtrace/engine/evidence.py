@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrace.engine.request import TOP_P_ALL, Request, Sampling
 from llmtrace.errors import Trouble
-from llmtrace.probes.records import LEVELS, features, probes_bin
+from llmtrace.probes import first
+from llmtrace.probes.records import LEVELS
+from llmtrace.probes.scheme import NONE, Scheme
+from llmtrace.probes.scheme import read as read_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 """Bytes of a ``kept.000`` part; the last may be shorter."""
 MOST_CHUNKS = 1000
-PROBES_FORMAT = 1
-"""Of ``probes.bin`` and ``features.json``; a later one stands beside it, for ever."""
+PROBES_FORMATS = (1, 2)
+"""Of ``probes.bin``, ``features.json`` and ``scores.json``. New records have the last; those of the
+others are made again for ever."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Claim:
     level: str
     keep: tuple[str, ...]
     leaves: bool = False
+    probes: int = PROBES_FORMATS[-1]
+    """Their format; 0 at level ``off``."""
+    scheme: Scheme = NONE
 
 
 def trace_section(trace: Trace, model_id: str, numerics: str) -> dict[str, Any]:
@@ -64,17 +71,22 @@ def trace_section(trace: Trace, model_id: str, numerics: str) -> dict[str, Any]:
     }
 
 
-def probes_section(level: str, keep: tuple[str, ...], *, leaves: bool = False) -> dict[str, Any]:
+def probes_section(
+    level: str, keep: tuple[str, ...], *, leaves: bool = False, scheme: Scheme | None = None
+) -> dict[str, Any]:
     """Makes the ``probes`` section: what the probe parts hold.
 
-    ``leaves`` stands there only where there are any, so that a record without is as ever.
+    ``leaves`` and ``scheme`` stand there only where there are any, so that a record without is as
+    ever.
     """
-    section: dict[str, Any] = {"format": PROBES_FORMAT, "level": level, "keep": sorted(keep)}
-    return {**section, "leaves": True} if leaves else section
+    form = PROBES_FORMATS[-1]
+    section: dict[str, Any] = {"format": form, "level": level, "keep": sorted(keep)}
+    section |= {"leaves": True} if leaves else {}
+    return section | ({"scheme": scheme.json()} if scheme and scheme.rules else {})
 
 
 class TooMuchKept(Trouble):
-    """The kept tensors are more than a record can hold."""
+    """The kept or sampled tensors are more than a record can hold."""
 
 
 def parts(
@@ -88,16 +100,19 @@ def parts(
 ) -> dict[str, bytes]:
     """Makes every part of the record. ``prompt`` is None where token ids were given.
 
-    ``keep``: the kept tensors that go in, None for all of the trace. Raises TooMuchKept.
+    What the probes tell is the trace's observer's, if it has one. ``keep``: the kept tensors that
+    go in, None for all of the trace. Raises TooMuchKept.
     """
     made = {"digests.bin": trace.commitment.stored()}
     if prompt is not None:
         made["prompt.txt"] = prompt.encode()
     if tokenizer is not None:
         made["output.txt"] = tokenizer.continuation(trace.request.prompt, trace.output).encode()
-    if level != "off":
-        made["probes.bin"] = probes_bin(level, trace.logprobs, trace.records)
-        text = json.dumps(features(trace.logprobs, trace.records), indent=1, sort_keys=True)
+    if trace.observer:
+        made |= trace.observer.parts()
+    elif level != "off":
+        made["probes.bin"] = first.probes_bin(level, trace.logprobs, trace.records)
+        text = json.dumps(first.features(trace.logprobs, trace.records), indent=1, sort_keys=True)
         made["features.json"] = text.encode() + b"\n"
     if leaves:
         made["leaves.bin"] = trace.leaves()
@@ -114,19 +129,20 @@ def parts(
 
 
 def pack_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Gives a safetensors file of float32 tensors, sorted by name: equal tensors, equal bytes."""
+    """Gives a safetensors file of float32 and int32 tensors: equal tensors, equal bytes."""
     header, at = {}, 0
     for name in sorted(tensors):
         size = tensors[name].nbytes
         header[name] = {
-            "dtype": "F32",
+            "dtype": "I32" if tensors[name].dtype.kind == "i" else "F32",
             "shape": list(tensors[name].shape),
             "data_offsets": [at, at + size],
         }
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    data = (tensors[name].astype("<f4").tobytes() for name in sorted(tensors))
+    kinds = {"i": "<i4", "f": "<f4"}
+    data = (t.astype(kinds[t.dtype.kind]).tobytes() for _, t in sorted(tensors.items()))
     return struct.pack("<Q", len(text)) + text + b"".join(data)
 
 
@@ -150,14 +166,17 @@ def _claim(trace: Any, probes: Any) -> Claim:
     )
     _exactly(trace["sampling"], "temperature top_k top_p")
     _exactly(trace["limits"], "max_tokens stop")
-    has_leaves = "leaves" in probes
-    _exactly(probes, "format level keep leaves" if has_leaves else "format level keep")
-    if probes["format"] != PROBES_FORMAT:
+    extra = [name for name in ("leaves", "scheme") if name in probes]
+    _exactly(probes, " ".join(("format level keep", *extra)))
+    if type(probes["format"]) is not int or probes["format"] not in PROBES_FORMATS:
         raise ValueError("format of the probes is unknown")
     if probes["level"] not in LEVELS:
         raise ValueError("level of the probes is unknown")
-    if has_leaves and probes["leaves"] is not True:
+    if "leaves" in probes and probes["leaves"] is not True:
         raise ValueError("leaves is not true")
+    scheme = read_scheme(probes["scheme"]) if "scheme" in probes else NONE
+    if "scheme" in probes and (probes["format"] < 2 or probes["level"] == "off"):
+        raise ValueError("a scheme without probes of format 2")
     sampling = Sampling(
         _temperature(trace["sampling"]["temperature"]),
         _whole(trace["sampling"]["top_k"], 1 << 31),
@@ -186,7 +205,9 @@ def _claim(trace: Any, probes: Any) -> Claim:
         _text(trace["finish_reason"]),
         probes["level"],
         keep,
-        has_leaves,
+        "leaves" in probes,
+        probes["format"] if probes["level"] != "off" else 0,
+        scheme,
     )
 
 

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llmtrace.blocks.plan import Plan
+    from llmtrace.engine.inside import Observer
 
 
 @dataclass(frozen=True)
 class Trace:
     """All that one run computed, as far as a record can hold it.
 
-    T fed positions, G output tokens, P points, L layers. ``records`` (T, L, 32) u32, or
-    (0, L, 32) with probes off; ``kept`` maps point names to (T or G, width) f32. ``digests``
-    are those of ``commit``, None where no leaves were asked for; ``groups`` those of the points.
+    T fed positions, G output tokens, P points, L layers. ``records`` (T, L, 32) u32 with probes
+    of format 1, else (0,); those of format 2 are told to ``observer``. ``kept`` maps point names
+    to (T or G, width) f32. ``digests`` are those of ``commit``, None where no leaves were asked
+    for; ``groups`` those of the points. The commitment is empty if the plan digests nothing.
     """
 
     request: Request
@@ -32,6 +34,7 @@ class Trace:
     kept: dict[str, np.ndarray]
     digests: tuple[np.ndarray, np.ndarray] | None = None
     groups: tuple[int, ...] = ()
+    observer: Observer | None = None
 
     def leaves(self) -> bytes:
         """Gives ``leaves.bin``."""
@@ -48,6 +51,7 @@ class Sequence:
     tile0: int
     known: list[int]
     probe_seed: int
+    observer: Observer | None = None
     fed: int = 0
     drawn: list[int] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
@@ -85,9 +89,10 @@ class Sequence:
             output=tuple(output),
             finish_reason=reason,
             logprobs=np.concatenate(self.logprobs),
-            commitment=commit(digests, picked),
-            records=np.concatenate(self.records) if self.records else plan.no_records(),
+            commitment=commit(digests, picked) if plan.digests else Commitment((), (), b""),
+            records=np.concatenate(self.records) if self.records else np.zeros(0, np.uint32),
             kept={name: np.concatenate(pieces) for name, pieces in self.kept.items()},
             digests=(digests, picked) if plan.leaves else None,
             groups=plan.groups,
+            observer=self.observer,
         )

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmtrace.blocks.llama import blocks
-from llmtrace.blocks.plan import RECORD_WORDS, TILE, Limits, Plan, footprint
+from llmtrace.blocks.plan import PROBES, TILE, Limits, Plan, footprint
 from llmtrace.blocks.weights import Weights, first_flaw
+from llmtrace.engine.feed import feed
+from llmtrace.engine.look import look
 from llmtrace.engine.sequence import Sequence, Trace
+from llmtrace.engine.tiles import Tiles
 from llmtrace.errors import Misuse, Trouble
+from llmtrace.probes.records import HEAD_WORDS, WORDS, Seen, probe_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
 
     from llmtrace.device.device import Device
+    from llmtrace.engine.inside import Observer
     from llmtrace.engine.request import Request
     from llmtrace.model.architecture import Architecture
     from llmtrace.model.checkpoint import Checkpoint
@@ -32,6 +37,8 @@ CONCURRENT = 16
 """Sequences that run at the same time."""
 LOGITS_BYTES = 64 << 20
 """Most memory for the logits of one step."""
+RECORD_COPIES = 3
+"""Of a stored probe record: as it came, stacked, packed."""
 KEPT_COPIES = 4
 """Of a kept tensor in memory at its end: pieces, joined, packed, and cut into parts."""
 
@@ -91,11 +98,15 @@ class Model:
         requests: Iterable[Request],
         *,
         chunk: int = CHUNK,
-        probes: bool = True,
+        probes: int = PROBES,
         keep: Iterable[str] = (),
         leaves: bool = False,
+        digests: bool = True,
     ) -> Plan:
-        """Makes a plan with room for the requests, the largest ones at the same time."""
+        """Makes a plan with room for the requests, the largest ones at the same time.
+
+        ``probes``: their format, 0 for none.
+        """
         return Plan(
             self.checkpoint,
             self.architecture,
@@ -105,17 +116,23 @@ class Model:
             probes=probes,
             keep=tuple(keep),
             leaves=leaves,
+            digests=digests,
         )
 
-    def memory(self, request: Request, *, chunk: int = CHUNK, keep: Iterable[str] = ()) -> int:
+    def memory(
+        self, request: Request, *, chunk: int = CHUNK, keep: Iterable[str] = (), whole: bool = False
+    ) -> int:
         """Bytes that the trace of one request takes beside the weights, before any is taken.
 
-        Raises Misuse as ``plan`` does.
+        ``whole``: the records of all positions are stored. Raises Misuse as ``plan`` does.
         """
         a, keep, positions = self.architecture, tuple(keep), request.positions
         points = [point for block in blocks(a) for point in block.points]
         widths = sum(point.rows.width for point in points if point.name in keep)
-        row = 2 * (32 * len(points) + 4 * RECORD_WORDS * a.layer_count)  # pieces, then joined
+        row = 2 * 32 * len(points)  # digests: pieces, then joined
+        if whole:
+            words = WORDS * len(points) + HEAD_WORDS * a.layer_count * a.head_count
+            row += RECORD_COPIES * 4 * words
         row += KEPT_COPIES * 4 * widths
         return footprint(a, self._limits([request], chunk), keep) + positions * row
 
@@ -152,16 +169,22 @@ def _tiles(request: Request) -> int:
 
 
 def trace(
-    model: Model, plan: Plan, requests: list[Request], *, chunk: int = CHUNK
+    model: Model,
+    plan: Plan,
+    requests: list[Request],
+    *,
+    chunk: int = CHUNK,
+    observe: Callable[[Request], Observer] | None = None,
 ) -> Iterator[Token | Fed | Done]:
     """Runs the requests, yielding tokens as they come and each trace when its run ends.
 
     Of what is replayed it tells after each step how far it is, so that a caller may stop.
+    ``observe`` gives each request somebody who is told what probes of format 2 measure.
 
     Raises NotFinite where a value is not: the run ends there and nothing is recorded.
     """
     waiting = deque(enumerate(requests))
-    free = _Tiles(plan.limits.tiles)
+    free = Tiles(plan.limits.tiles)
     tables = list(range(plan.limits.tables))
     active: list[Sequence] = []
     table_of: dict[int, int] = {}
@@ -169,9 +192,9 @@ def trace(
         while waiting and tables and (tile0 := free.take(_tiles(waiting[0][1]))) is not None:
             index, request = waiting.popleft()
             known = [*request.prompt, *(request.forced or ())]
-            active.append(
-                Sequence(index, request, tile0, known, _probe_seed(model.id, request.prompt))
-            )
+            observer = observe(request) if observe else None
+            seed = probe_seed(model.id, request.prompt)
+            active.append(Sequence(index, request, tile0, known, seed, observer))
             table_of[index] = tables.pop()
             a = model.architecture
             plan.set_table(
@@ -188,6 +211,7 @@ def trace(
                 for token, logprob in zip(drawn, logprobs, strict=True):
                     yield Token(sequence.index, token, float(logprob))
             if ended:
+                look(plan, sequence, table_of)
                 active.remove(sequence)
                 free.give(sequence.tile0, _tiles(sequence.request))
                 tables.append(table_of.pop(sequence.index))
@@ -209,43 +233,6 @@ def _schedule(active: list[Sequence], limits: Limits, chunk: int) -> list[tuple[
     return share
 
 
-def feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[str, np.ndarray]:
-    """Says to ``Plan.step`` what so many tokens of each sequence are, by their rotary tables."""
-    import numpy as np
-
-    rows: dict[str, list[int]] = {
-        name: [] for name in ("token", "position", "tile0", "table", "probe_seed")
-    }
-    picks: dict[str, list[Any]] = {
-        name: [] for name in ("pick", "temperature", "top_k", "top_p", "seed")
-    }
-    for sequence, count in share:
-        begin, at = sequence.fed, len(rows["token"])
-        rows["token"] += sequence.known[begin : begin + count]
-        rows["position"] += range(begin, begin + count)
-        rows["tile0"] += [sequence.tile0] * count
-        rows["table"] += [table_of[sequence.index]] * count
-        rows["probe_seed"] += [sequence.probe_seed] * count
-        wanted, s = sequence.picks(count), sequence.request.sampling
-        picks["pick"] += range(at + count - wanted, at + count)
-        for name, value in (
-            ("temperature", s.temperature),
-            ("top_k", s.top_k),
-            ("top_p", s.top_p),
-            ("seed", s.seed),
-        ):
-            picks[name] += [value] * wanted
-    kinds = {
-        "probe_seed": np.uint64,
-        "temperature": np.float32,
-        "top_p": np.uint64,
-        "seed": np.uint64,
-    }
-    return {
-        name: np.array(values, kinds.get(name, np.int32)) for name, values in (rows | picks).items()
-    }
-
-
 def _collect(
     plan: Plan, share: list[tuple[Sequence, int]]
 ) -> Iterator[tuple[Sequence, bool, list[int], np.ndarray]]:
@@ -253,10 +240,8 @@ def _collect(
     rows, wanted = sum(count for _, count in share), sum(s.picks(count) for s, count in share)
     outer = sum(p.which == "picked" for p in plan.points)
     inner = len(plan.points) - outer
-    flaws = plan.device.download(plan.flaws[:rows])
-    flaws[wanted:, inner:] = 0
-    digests = plan.device.download(plan.digests[:rows])
-    records = plan.device.download(plan.records[:rows])
+    results = {name: plan.device.download(array[:rows]) for name, array in plan.results.items()}
+    results["flaws"][wanted:, inner:] = 0
     kept = {name: plan.device.download(array[:rows]) for name, array in plan.kept.items()}
     picked = {p.name for p in plan.points if p.which == "picked"}
     tokens, logprobs = plan.tokens(wanted)
@@ -264,11 +249,14 @@ def _collect(
     for sequence, count in share:
         picks = sequence.picks(count)
         here, there = slice(row, row + count), slice(pick, pick + picks)
+        flaws, digests = results["flaws"], results["digests"]
         _refuse_flaws(plan, sequence, flaws[here, :inner], flaws[there, inner:], count - picks)
         sequence.digests.append(digests[here, :inner])
         sequence.pick_digests.append(digests[there, inner:])
-        if plan.probes:
-            sequence.records.append(records[here])
+        if plan.probes == 1:
+            sequence.records.append(results["records"][here])
+        elif plan.probes and sequence.observer:
+            sequence.observer.saw(_seen(sequence, count, results, inner, (here, there)))
         for name, values in kept.items():
             sequence.kept.setdefault(name, []).append(values[there if name in picked else here])
         sequence.logprobs.append(logprobs[there])
@@ -276,6 +264,26 @@ def _collect(
         row, pick = row + count, pick + picks
         drawn = tokens[there].tolist()
         yield sequence, sequence.draw(drawn), drawn, logprobs[there]
+
+
+def _seen(
+    sequence: Sequence,
+    count: int,
+    results: dict[str, np.ndarray],
+    inner: int,
+    rows: tuple[slice, slice],
+) -> Seen:
+    import numpy as np
+
+    (here, there), begin = rows, sequence.fed
+    return Seen(
+        np.arange(begin, begin + count),
+        np.array(sequence.known[begin : begin + count], np.int64),
+        results["records"][here, :inner],
+        results["records"][there, inner:],
+        results["heads"][here],
+        results["drawn"][there],
+    )
 
 
 def _refuse_flaws(
@@ -297,35 +305,3 @@ def _refuse_flaws(
         position=sequence.fed + position,
         point=plan.points[point].name,
     )
-
-
-def _probe_seed(model_id: str, prompt: tuple[int, ...]) -> int:
-    # Fixed before the run, so that nobody chooses where the samples fall.
-    from blake3 import blake3
-
-    text = f"llmtrace probe {model_id} " + " ".join(map(str, prompt))
-    return int.from_bytes(blake3(text.encode()).digest(8), "little")
-
-
-class _Tiles:
-    """Free tiles of the KV cache, as ranges: a sequence takes neighbours."""
-
-    def __init__(self, count: int) -> None:
-        self._free = [(0, count)]
-
-    def take(self, count: int) -> int | None:
-        for i, (begin, end) in enumerate(self._free):
-            if end - begin >= count:
-                self._free[i : i + 1] = [(begin + count, end)] if end - begin > count else []
-                return begin
-        return None
-
-    def give(self, begin: int, count: int) -> None:
-        self._free = sorted([*self._free, (begin, begin + count)])
-        joined = self._free[:1]
-        for start, end in self._free[1:]:
-            if start == joined[-1][1]:
-                joined[-1] = (joined[-1][0], end)
-            else:
-                joined.append((start, end))
-        self._free = joined

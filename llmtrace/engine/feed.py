@@ -1,0 +1,66 @@
+"""What a step is told: how the next tokens of sequences become the arrays that kernels read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llmtrace.engine.sequence import Sequence
+
+
+def feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[str, np.ndarray]:
+    """Says to ``Plan.step`` what so many tokens of each sequence are, by their rotary tables."""
+    import numpy as np
+
+    rows: dict[str, list[int]] = {
+        name: [] for name in ("token", "position", "tile0", "table", "probe_seed")
+    }
+    picks: dict[str, list[Any]] = {
+        name: [] for name in ("pick", "temperature", "top_k", "top_p", "seed")
+    }
+    for sequence, count in share:
+        begin, at = sequence.fed, len(rows["token"])
+        rows["token"] += sequence.known[begin : begin + count]
+        rows["position"] += range(begin, begin + count)
+        rows["tile0"] += [sequence.tile0] * count
+        rows["table"] += [table_of[sequence.index]] * count
+        rows["probe_seed"] += [sequence.probe_seed] * count
+        wanted, s = sequence.picks(count), sequence.request.sampling
+        picks["pick"] += range(at + count - wanted, at + count)
+        for name, value in (
+            ("temperature", s.temperature),
+            ("top_k", s.top_k),
+            ("top_p", s.top_p),
+            ("seed", s.seed),
+        ):
+            picks[name] += [value] * wanted
+    kinds = {
+        "probe_seed": np.uint64,
+        "temperature": np.float32,
+        "top_p": np.uint64,
+        "seed": np.uint64,
+    }
+    return {
+        name: np.array(values, kinds.get(name, np.int32)) for name, values in (rows | picks).items()
+    }
+
+
+def feed_again(
+    sequence: Sequence, positions: list[int], table_of: dict[int, int]
+) -> dict[str, np.ndarray]:
+    """As ``feed``, of single positions that were fed before."""
+    import numpy as np
+
+    fed = sequence.fed
+    pieces = []
+    try:
+        for position in positions:
+            sequence.fed = position
+            pieces.append(feed([(sequence, 1)], table_of))
+    finally:
+        sequence.fed = fed
+    for row, piece in enumerate(pieces):
+        piece["pick"] += row
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -1,0 +1,56 @@
+"""The inside of a run: whole rows of every point at some of its positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+
+    from llmtrace.model.architecture import Architecture
+    from llmtrace.probes.records import Seen
+
+
+@dataclass(frozen=True)
+class Inside:
+    """T fed positions, N of them looked at, M of these with logits; G output tokens."""
+
+    architecture: Architecture
+    tokens: np.ndarray
+    """(T,) i64: all that was fed."""
+    output: tuple[int, ...]
+    """Token i was drawn at position ``first_pick + i``."""
+    first_pick: int
+    positions: np.ndarray
+    """(N,) i64, ascending."""
+    rows: Mapping[str, np.ndarray]
+    """By the names of points: (N, width) f32; (M, width) of those behind the layers."""
+    heads: np.ndarray
+    """(N, L, H, 8) u32: head records, as ``kernels/attention.cu`` lays them out."""
+    drawn: np.ndarray
+    """(M, 4) u32: token records, as ``kernels/token.cu`` lays them out."""
+    points: np.ndarray
+    """(N, P, 32) u32: probe records, as ``kernels/probe.cu`` lays them out, in the plan's order."""
+    picked: np.ndarray
+    """(M, Q, 32) u32: those of the points that exist where logits do."""
+    cache: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    """Gives of a layer what stands in the KV cache: keys, values (T, G, D) f32."""
+
+
+class Observer(Protocol):
+    """Somebody who is told what the probes measure while a run goes on."""
+
+    def saw(self, seen: Seen) -> None:
+        """Is told of each step, in order of position."""
+
+    def wanted(self) -> list[int]:
+        """Says, when the run is at its end, which positions to look at whole, ascending."""
+
+    def looked(self, inside: Inside) -> None:
+        """Is told of those, some at a time, in order of position."""
+
+    def parts(self) -> dict[str, bytes]:
+        """Gives the parts of a record that tell of it, by name."""
