@@ -1,0 +1,85 @@
+"""The inside of a run at chosen positions, as a replay computes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmtrace.engine.inside import Inside
+from llmtrace.engine.trace import Done, trace
+from llmtrace.probes.records import HEAD_WORDS, TOKEN_WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+
+    from llmtrace.engine.evidence import Claim
+    from llmtrace.engine.trace import Model
+    from llmtrace.probes.records import Seen
+
+__all__ = ["Inside", "look"]
+
+
+def look(model: Model, claim: Claim, positions: Iterable[int] | None = None) -> Inside:
+    """Replays a run and gives its inside at the positions, all of them for None.
+
+    What is read is what the run computed, not what it would compute if it were asked again.
+    """
+    import numpy as np
+
+    request, a = claim.request, model.architecture
+    total, first = request.positions, len(request.prompt) - 1
+    chosen = np.array(sorted(set(range(total) if positions is None else positions)), np.int64)
+    names = [point.name for point in model.plan([request], chunk=1).points]
+    plan = model.plan([request], keep=names)
+    keeper = _Keeper(chosen)
+    done = next(
+        e.trace
+        for e in trace(model, plan, [request], observe=lambda _: keeper)
+        if isinstance(e, Done)
+    )
+    picked = {p.name for p in plan.points if p.which == "picked"}
+    later = chosen[chosen >= first] - first
+    none = np.zeros((0, a.layer_count, a.head_count, HEAD_WORDS), np.uint32)
+    return Inside(
+        a,
+        np.array([*request.prompt, *claim.output][:total], np.int64),
+        claim.output,
+        first,
+        chosen,
+        {n: kept[later if n in picked else chosen] for n, kept in done.kept.items()},
+        np.concatenate([none, *keeper.heads]),
+        np.concatenate([np.zeros((0, TOKEN_WORDS), np.uint32), *keeper.drawn]),
+        np.concatenate(keeper.points),
+        np.concatenate(keeper.picked),
+        lambda layer: plan.cached(layer, 0, total),
+    )
+
+
+class _Keeper:
+    """Observes a replay and keeps what was measured at some positions."""
+
+    def __init__(self, positions: np.ndarray) -> None:
+        self._positions = positions
+        self.heads: list[np.ndarray] = []
+        self.drawn: list[np.ndarray] = []
+        self.points: list[np.ndarray] = []
+        self.picked: list[np.ndarray] = []
+
+    def saw(self, seen: Seen) -> None:
+        import numpy as np
+
+        here = np.isin(seen.positions, self._positions)
+        self.heads.append(seen.heads[here])
+        self.points.append(seen.points[here])
+        there = here[len(here) - len(seen.drawn) :]
+        self.drawn.append(seen.drawn[there])
+        self.picked.append(seen.picked[there])
+
+    def wanted(self) -> list[int]:
+        return []
+
+    def looked(self, inside: Inside) -> None: ...
+
+    def parts(self) -> dict[str, bytes]:
+        return {}

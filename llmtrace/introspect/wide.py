@@ -1,0 +1,222 @@
+"""Float64 with the model's own weights on the device: what the numbers should have been.
+
+Hides ``kernels/wide.cu``: sums in a fixed order, so equal bits on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from llmtrace.blocks.block import Block, Matrix, Vector
+from llmtrace.blocks.llama import blocks
+from llmtrace.blocks.weights import padded, widen
+from llmtrace.device.device import Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from llmtrace.blocks.weights import Weights
+    from llmtrace.device.device import Array
+    from llmtrace.engine.trace import Model
+
+STRETCH = 256
+"""Rows that ``wide_sum`` adds together."""
+_TURNS = (  # 2/pi, and pi/2 in three pieces: multiples of the first two, up to 2^24, are exact
+    float.fromhex("0x1.45f306dc9c883p-1"),
+    float.fromhex("0x1.921fb54p+0"),
+    float.fromhex("0x1.10b461p-30"),
+    float.fromhex("0x1.a62633145c06ep-58"),
+)
+
+_means: WeakKeyDictionary[Weights, dict[Matrix, np.ndarray]] = WeakKeyDictionary()
+_blocks: WeakKeyDictionary[Weights, dict[str, Block]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Asks linear blocks of one shape, L of them, for outputs ``rows`` (L, R) of x (L, T, K).
+
+    ``rows`` is None for all.
+    """
+
+    blocks: Sequence[Block]
+    x: np.ndarray
+    rows: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Mixes:
+    """Asks what attention gives: q (T, H, D) f64, scaled; keys, values (S, G, D); visible (T,)."""
+
+    q: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    visible: np.ndarray
+
+
+def blocks_of(model: Model) -> dict[str, Block]:
+    """Gives the blocks of a model by name, in the order in which they run."""
+    if model.weights not in _blocks:
+        _blocks[model.weights] = {block.name: block for block in blocks(model.architecture)}
+    return _blocks[model.weights]
+
+
+def matrix_of(block: Block) -> Matrix:
+    """Gives the weights of a linear block or a table."""
+    return next(arg for arg in block.args if isinstance(arg, Matrix))
+
+
+def gain(model: Model, block: Block) -> np.ndarray:
+    """Gives the gain of a norm block: (C,) f32."""
+    import numpy as np
+
+    vector = next(arg for arg in block.args if isinstance(arg, Vector))
+    return np.concatenate([widen(model.checkpoint.tensors[name]) for name in vector.tensors])
+
+
+def rows_of(model: Model, matrix: Matrix, index: np.ndarray) -> np.ndarray:
+    """Gives chosen rows of a stored table: (N, K) f64."""
+    import numpy as np
+
+    (name,) = matrix.tensors
+    tensor = model.checkpoint.tensors[name]
+    stored = tensor.array()[index]
+    values: np.ndarray = stored
+    if tensor.dtype == "BF16":
+        values = (stored.astype(np.uint32) << 16).view(np.float32)
+    elif tensor.dtype == "F16":
+        values = stored.view(np.float16)
+    return values.astype(np.float64)
+
+
+def linear(model: Model, asked: Sequence[Outputs]) -> list[np.ndarray]:
+    """Gives (L, T, R) f64 for each: the products of ``x`` and the weights, and the biases."""
+    import numpy as np
+
+    device, weights = model.device, model.weights
+    launches, results, work = [], [], 0
+    for each in asked:
+        placed = [weights.matrix(matrix_of(block)) for block in each.blocks]
+        (rows_of_w, stride), (layers, count, _) = map(int, placed[0].shape), each.x.shape
+        if each.rows is not None and each.rows.max() >= rows_of_w:
+            raise IndexError(f"'{each.blocks[0].name}' has {rows_of_w} outputs")
+        outputs = rows_of_w if each.rows is None else each.rows.shape[1]
+        rows = None if each.rows is None else device.upload(each.rows.astype(np.int32))
+        padded_x = np.zeros((layers, count, stride))
+        padded_x[..., : each.x.shape[2]] = each.x
+        x, y = device.upload(padded_x), device.zeros((layers, count, outputs), "<f8")
+        counted = device.upload(np.array([count], np.int32))
+        sizes = (outputs, stride, outputs, stride, stride)
+        for n, (block, w) in enumerate(zip(each.blocks, placed, strict=True)):
+            biases = (arg for arg in block.args if isinstance(arg, Vector))
+            bias = next(map(weights.vector, biases), None)
+            chosen = None if rows is None else rows[n]
+            args = (y[n], w, x[n], bias, chosen, counted, *sizes)
+            kernel = "wide_" + weights.suffix(matrix_of(block))
+            launches.append(Launch(kernel, args, outputs * -(-count // 4)))
+        results.append(y)
+        work += layers * outputs * stride * count * 8
+    device.capture(launches).run(work)
+    return [device.download(y) for y in results]
+
+
+def attention(model: Model, asked: Sequence[Mixes]) -> list[np.ndarray]:
+    """Gives (T, H, D) f64 for each: the values, mixed by the softmax of q·k."""
+    import numpy as np
+
+    device, launches, results, work = model.device, [], [], 0
+    for each in asked:
+        (count, heads, size), (length, groups, _) = each.q.shape, each.keys.shape
+        stride = padded(length)
+        keys = np.zeros((groups, size, stride))
+        keys[..., :length] = each.keys.transpose(1, 2, 0)
+        values = each.values.astype(np.float64).reshape(length, -1)
+        z = device.zeros((count, heads * size), "<f8")
+        weight = device.zeros((count, heads, stride), "<f8")
+        placed: list[Array] = [
+            device.upload(array)
+            for array in (
+                np.ascontiguousarray(each.q.reshape(count, -1)),
+                keys,
+                values,
+                each.visible.astype(np.int32),
+                np.array([count], np.int32),
+            )
+        ]
+        args = (z, weight, *placed, heads, groups, size, stride)
+        launches.append(Launch("wide_attention", args, count * heads))
+        results.append((z, each.q.shape))
+        work += count * heads * size * length * 16
+    device.capture(launches).run(work)
+    return [device.download(z).reshape(shape) for z, shape in results]
+
+
+def mean_row(model: Model, matrix: Matrix) -> np.ndarray:
+    """Gives the mean of a matrix over its rows: (K,) f64, made once for each model."""
+    import numpy as np
+
+    known = _means.setdefault(model.weights, {})
+    if matrix not in known:
+        placed = model.weights.matrix(matrix)
+        count, stride = (int(n) for n in placed.shape)
+        stretches = -(-count // STRETCH)
+        partial = model.device.zeros((stretches, stride), "<f8")
+        args = (partial, placed, count, stride, stride, stride)
+        kernel = "wide_sum_" + model.weights.suffix(matrix)
+        model.device.capture([Launch(kernel, args, stretches)]).run(count * stride * 8)
+        total = np.zeros(stride)
+        for row in model.device.download(partial):
+            total = total + row
+        width = model.checkpoint.tensors[matrix.tensors[0]].shape[1]
+        known[matrix] = (total / count)[:width]
+    return known[matrix]
+
+
+def angles(model: Model, positions: np.ndarray, run_limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gives cosine and sine (N, D/2) f64 of the angles that the contract rounds to float32."""
+    import numpy as np
+
+    a = model.architecture
+    rate, factor = a.inverse_frequencies(run_limit), float(a.rope_attention_factor(run_limit))
+    angle = (positions.astype(np.float32)[:, None] * rate).astype(np.float64)
+    cosine, sine = cosine_sine(angle)
+    return cosine * factor, sine * factor
+
+
+def cosine_sine(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of float32 angles below 2^24, held as f64, each within 2^-51.
+
+    angle = k pi/2 + r; Taylor's series in r to r^19 and r^18; the low bits of k choose.
+    """
+    import numpy as np
+
+    inverse, first, second, third = _TURNS
+    k = np.rint(angle * inverse)
+    r = ((angle - k * first) - k * second) - k * third
+    z = r * r
+    sine, cosine = np.zeros_like(z), np.zeros_like(z)
+    for n in range(18, 0, -2):  # 1 - z/(n(n+1)) (1 - ...), innermost first
+        sine = (1.0 - sine) * z / (n * (n + 1))
+        cosine = (1.0 - cosine) * z / (n * (n - 1))
+    sine, cosine = r * (1.0 - sine), 1.0 - cosine
+    quadrant = k.astype(np.int64)
+    odd = quadrant % 2 == 1
+    made_cosine, made_sine = np.where(odd, sine, cosine), np.where(odd, cosine, sine)
+    minus_cosine, minus_sine = (quadrant + 1) // 2 % 2 == 1, quadrant // 2 % 2 == 1
+    return (
+        np.where(minus_cosine, 0.0 - made_cosine, made_cosine),
+        np.where(minus_sine, 0.0 - made_sine, made_sine),
+    )
+
+
+def rotated(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
+    """Turns each pair (i, i + D/2) of heads x (..., N, H, D) by angles (N, D/2)."""
+    import numpy as np
+
+    half = cosine.shape[-1]
+    low, high, c, s = x[..., :half], x[..., half:], cosine[:, None], sine[:, None]
+    return np.concatenate([low * c - high * s, high * c + low * s], axis=-1)
