@@ -19,6 +19,7 @@ from llmtrace.verify.contrast import asked, contrast
 from llmtrace.verify.judge import VERIFIED, Remade, Verdict, judge
 from llmtrace.verify.locate import Inside, Place, first_difference, layer_at, locate
 from llmtrace.verify.reading import Run
+from llmtrace.verify.sampled import sampled
 from llmtrace.verify.values import Value, compared
 from llmtrace.verify.verify import Models, audited, remake
 
@@ -180,7 +181,9 @@ def _replayed(store: Store, side: _Side, model: Model, caps: Caps, keep: tuple[s
     made = remake(record, claimed, model, limits, keep=keep, leaves=True)
     if isinstance(made, Verdict):
         return replace(side, verdict=made)
-    law = Inside.of_trace(made.trace)
+    widths = [(point.name, point.rows.width) for point in made.plan.points]
+    probes = made.parts.get("probes.bin")
+    law = Inside.of_trace(made.trace, sampled(claimed, probes, widths) if probes else {})
     if side.is_file:
         differs = first_difference(side.told, law, _first_pick(side))
         reason = "its activations are not those of the run"

@@ -15,6 +15,8 @@ ASKED = (
     "stop",
 )
 """Stages that the runs were asked for; all later ones follow from these."""
+PROBED = ("probes.bin", "samples.safetensors", "scores.json")
+"""Parts that tell of what the probes stored."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Difference:
 
 
 class Distance(NamedTuple):
-    """A feature in both records; the point is "" for what belongs to the whole run."""
+    """A feature in both records; the point, or layer, is "" for what is of the whole run."""
 
     point: str
     feature: str
@@ -59,10 +61,9 @@ def distances(a: Run, b: Run) -> list[Distance]:
     """The features that both records have and that are not equal, in the order of layers."""
     if a.features is None or b.features is None:
         return []
-    found = [Distance("", "logprob", a.features.logprob, b.features.logprob)]
-    for point, moments in a.features.points.items():
-        others = b.features.points.get(point, {})
-        found += [Distance(point, m, x, others[m]) for m, x in moments.items() if m in others]
+    pairs = [("", a.features.run, b.features.run)]
+    pairs += [(at, x, b.features.places.get(at, {})) for at, x in a.features.places.items()]
+    found = [Distance(at, n, x[n], y[n]) for at, x, y in pairs for n in x if n in y]
     return [each for each in found if each.a.hex() != each.b.hex()]
 
 
@@ -121,13 +122,16 @@ def _activations(a: Run, b: Run) -> Difference | None:
 
 def _parts(a: Run, b: Run) -> Iterator[Difference]:
     """Parts that follow from equal trace sections and are not equal, by their digests."""
+    probes = [run.record.sections["probes"] for run in (a, b)]
     one, other = (
         {part["name"]: part["blake3"] for part in run.record.sections["parts"]} for run in (a, b)
     )
     for name in sorted(one.keys() & other.keys()):
         if name == "prompt.txt":  # two texts may have the same tokens
             continue
-        if name == "probes.bin" and a.claim.level != b.claim.level:
+        if name in PROBED and probes[0] != probes[1]:
+            continue
+        if name == "features.json" and probes[0]["format"] != probes[1]["format"]:
             continue
         if name.startswith("kept.") and a.claim.keep != b.claim.keep:
             continue

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmtrace.blocks.plan import Plan
     from llmtrace.engine.sequence import Trace
     from llmtrace.verify.reading import Run
+    from llmtrace.verify.sampled import Sampled
 
 _SAME, _DIFFERENT = "same", "different"
 _SOMEWHERE = "somewhere"  # at this position or a later one
@@ -40,27 +41,26 @@ class Inside:
     output: tuple[int, ...] = ()
     logprobs: np.ndarray | None = None
     """Of the output tokens: (G,) f32."""
-    records: Mapping[int, np.ndarray] = field(default_factory=dict)
-    """Probe records by position: (L, 32) u32."""
+    samples: Mapping[str, Sampled] = field(default_factory=dict)
+    """By the names of points, in the order of the plan."""
 
     @classmethod
     def of_run(cls, run: Run) -> Inside:
         """What a record tells; raises Trouble for malformed parts."""
-        roots, probes = run.roots, run.probes
-        rows = zip(map(int, probes.positions), probes.records, strict=True) if probes else ()
+        roots = run.roots
         return cls(
             roots.positions,
             dict(enumerate(roots.points)),
             run.leaves,
             run.kept,
             run.claim.output,
-            probes.logprobs if probes else None,
-            dict(rows),
+            run.logprobs,
+            run.sampled,
         )
 
     @classmethod
-    def of_trace(cls, trace: Trace) -> Inside:
-        """What a replay with leaves gives."""
+    def of_trace(cls, trace: Trace, samples: Mapping[str, Sampled]) -> Inside:
+        """What a replay with leaves gives; ``samples`` are those of the parts that it made."""
         roots = trace.commitment
         return cls(
             [root[:STORED] for root in roots.positions],
@@ -69,7 +69,7 @@ class Inside:
             trace.kept,
             trace.output,
             trace.logprobs,
-            dict(enumerate(trace.records)),
+            samples,
         )
 
 

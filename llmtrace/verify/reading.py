@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmtrace.engine import evidence
 from llmtrace.errors import Trouble
+from llmtrace.introspect import features
+from llmtrace.probes import first, records
 from llmtrace.probes.commitment import STORED
-from llmtrace.probes.records import read_probes_bin
+from llmtrace.verify.sampled import Sampled, sampled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,27 +24,17 @@ if TYPE_CHECKING:
     from llmtrace.store.entry import Entry
     from llmtrace.store.record import Record
 
-_WORDS = 32  # of a probe record, as kernels/moments.cu lays it out
-_INDICES, _VALUES = slice(16, 24), slice(24, 32)  # of its samples
+_WORDS = 32  # of a probe record of format 1, as kernels/moments.cu lays it out
 _POINTS = 1 << 17  # of a model; one of 1,000 layers has 17,000
 _FEATURES = 4 << 20  # bytes of features.json; a layer takes some 400
-_POINT = "blocks.{}.hook_resid_post"  # what probes measure, layer by layer
-
-
-class Probes(NamedTuple):
-    """``probes.bin``: G output tokens, N stored positions, L layers."""
-
-    logprobs: np.ndarray  # (G,) f32
-    positions: np.ndarray  # (N,) u32, ascending
-    records: np.ndarray  # (N, L, 32) u32
 
 
 class Features(NamedTuple):
-    """``features.json``: means over positions."""
+    """``features.json`` of either format: means over positions, and all that stands there."""
 
-    logprob: float
-    points: dict[str, dict[str, float]]  # moments by name, points in the order of layers
-    json: dict[str, Any]  # all of it as it stands, floats as hexadecimal strings
+    run: dict[str, float]
+    places: dict[str, dict[str, float]]  # by point (format 1) or by layer, in their order
+    json: dict[str, Any]  # as it stands, floats as hexadecimal strings
 
 
 class Roots(NamedTuple):
@@ -112,22 +104,71 @@ class Run:
         return data or b""
 
     @cached_property
-    def probes(self) -> Probes | None:
-        """What was measured; None at level off."""
+    def stored(self) -> records.Stored | None:
+        """What probes of format 2 measured; None where there are none."""
         data = self._part("probes.bin")
-        if data is None:
+        if data is None or self.claim.probes < 2:
             return None
         try:
-            found = Probes(*read_probes_bin(data))
+            found = records.read_probes_bin(data)
         except ValueError as error:
             raise self._malformed("probes.bin", str(error)) from None
-        count, _, width = found.records.shape
-        positions = [*map(int, found.positions)]
-        if len(found.logprobs) != len(self.claim.output) or (count and width != _WORDS):
+        if len(found.drawn) != len(self.claim.output):
             raise self._malformed("probes.bin", "sizes do not fit the run")
+        if found.first_pick != len(self.claim.request.prompt) - 1:
+            raise self._malformed("probes.bin", "the first token is drawn elsewhere")
+        self._check_positions(found.positions.tolist())
+        return found
+
+    @cached_property
+    def _first(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What probes of format 1 measured: logprobs (G,), positions (N,), records (N, L, 32)."""
+        data = self._part("probes.bin")
+        if data is None or self.claim.probes != 1:
+            return None
+        try:
+            logprobs, positions, found = first.read_probes_bin(data)
+        except ValueError as error:
+            raise self._malformed("probes.bin", str(error)) from None
+        if len(logprobs) != len(self.claim.output) or (len(found) and found.shape[2] != _WORDS):
+            raise self._malformed("probes.bin", "sizes do not fit the run")
+        self._check_positions(positions.tolist())
+        return logprobs, positions, found
+
+    def _check_positions(self, positions: list[int]) -> None:
         if positions != sorted({*positions}) or max(positions, default=0) >= self._positions:
             raise self._malformed("probes.bin", "positions are not those of the run")
+
+    @property
+    def logprobs(self) -> np.ndarray | None:
+        """Of the output tokens: (G,) f32; None at level off."""
+        if self.stored:
+            return records.field(self.stored.drawn, "logprob", records.TOKEN_FIELDS)
+        return self._first[0] if self._first else None
+
+    @cached_property
+    def points(self) -> list[tuple[str, int]]:
+        """Names and widths of the points that probes of format 2 measured, in their order."""
+        stored, features = self.stored, self.features
+        if stored is None or features is None:
+            return []
+        try:
+            found = records.points_of(features.json["points"], stored.heads.shape[1])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._malformed("features.json", f"points: {error}") from None
+        if len(found) != len(stored.totals) or not all(0 < w < 1 << 31 for _, w in found):
+            raise self._malformed("features.json", "its points are not those of probes.bin")
         return found
+
+    @cached_property
+    def sampled(self) -> dict[str, Sampled]:
+        """The samples of each point, in the order of the plan."""
+        if self.stored is None and self._first is None:
+            return {}
+        try:
+            return sampled(self.claim, self._part("probes.bin") or b"", self.points)
+        except ValueError as error:
+            raise self._malformed("probes.bin", str(error)) from None
 
     @cached_property
     def features(self) -> Features | None:
@@ -138,7 +179,7 @@ class Run:
         if len(data) > _FEATURES:  # JSON takes some thirty times its bytes
             raise self._malformed("features.json", f"{len(data)} bytes, at most {_FEATURES}")
         try:
-            return _features(data)
+            return _features(data, self.claim.probes)
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
             raise self._malformed("features.json", str(error)) from None
 
@@ -164,17 +205,14 @@ class Run:
 
         ``….samples`` (N, 8) f32, ``….sample_index`` (N, 8) i32 and ``….positions`` (N,) i32.
         """
-        probes = self.probes
-        if probes is None or not len(probes.positions):
-            return {}
-        if (probes.records[:, :, _INDICES] >= 1 << 31).any():
-            raise self._malformed("probes.bin", "an index is out of range")
-        found = {}
-        for layer in range(probes.records.shape[1]):
-            of_layer, point = probes.records[:, layer], _POINT.format(layer)
-            found[f"{point}.samples"] = of_layer[:, _VALUES].copy().view("<f4")
-            found[f"{point}.sample_index"] = of_layer[:, _INDICES].astype("<i4")
-            found[f"{point}.positions"] = probes.positions.astype("<i4")
+        import numpy as np
+
+        found: dict[str, np.ndarray] = {}
+        for point, (positions, indices, values) in self.sampled.items():
+            if positions:
+                found[f"{point}.samples"] = values
+                found[f"{point}.sample_index"] = indices.astype("<i4")
+                found[f"{point}.positions"] = np.array(positions, "<i4")
         return found
 
     @property
@@ -195,8 +233,17 @@ class Run:
         return Trouble(f"'{self.id[:8]}': '{name}' is malformed: {why[:200]}")
 
 
-def _features(data: bytes) -> Features:
+def _features(data: bytes, form: int) -> Features:
     whole = json.loads(data, parse_float=_no_float, parse_constant=_no_float)
+    if form > 1:
+        found = features.read(whole)
+        run = {name: one.mean for name, one in found.run.items()}
+        count = len(next(iter(found.layers.values()), ()))
+        by_layer = {
+            f"layers.{layer}": {name: row[layer].mean for name, row in found.layers.items()}
+            for layer in range(count)
+        }
+        return Features(run, by_layer, whole)
     if not isinstance(whole, dict) or whole["v"] != 1 or not isinstance(whole["points"], dict):
         raise TypeError("no object of version 1 with points")
     if type(whole["positions"]) is not int or whole["positions"] < 0:
@@ -207,7 +254,7 @@ def _features(data: bytes) -> Features:
         if not isinstance(moments, dict):
             raise TypeError("a point is no object")
         points[name] = {moment: _exact(text) for moment, text in moments.items()}
-    return Features(_exact(whole["logprob"]), points, whole)
+    return Features({"logprob": _exact(whole["logprob"])}, points, whole)
 
 
 def _exact(text: Any) -> float:

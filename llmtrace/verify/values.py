@@ -17,7 +17,6 @@ MOST = 8
 """Numbers of one point."""
 POINTS = 3
 """Points of which numbers are given: those behind the first follow from it."""
-_SAMPLES = 8  # of a probe record: indices from word 16 on, values from word 24 on
 
 
 @dataclass(frozen=True)
@@ -97,29 +96,28 @@ def _row(
 
 
 def _samples(place: Place, sides: tuple[Inside, ...]) -> list[Value]:
-    """Of the first layer whose samples differ, those that do."""
-    import numpy as np
-
-    records = [side.records.get(place.position) for side in sides]
-    here = [record for record in records if record is not None]
-    if len(here) < 2 or len({record.shape for record in here}) > 1:
-        return []
-    for layer in range(len(here[0])):
-        indices = here[-1][layer, 16:24].tolist()
-        values = [None if r is None else r[layer, 24:32].view(np.float32) for r in records]
+    """Of the first point whose samples differ, those that do; a law may tell none."""
+    for point in sides[0].samples:
+        rows = [_sampled(side, point, place.position) for side in sides]
+        here = [row for row in rows if row is not None]
+        if len(here) < 2:
+            continue
         found = [
-            Value(
-                "sample",
-                f"blocks.{layer}.hook_resid_post",
-                indices[i],
-                *_three([_number(row, i) for row in values]),
-            )
-            for i in range(_SAMPLES)
-            if len({row[i].tobytes() for row in values if row is not None}) > 1
+            Value("sample", point, index, *_three([(row or {}).get(index) for row in rows]))
+            for index in here[0]
+            if len({row[index].hex() for row in here if index in row}) > 1
         ]
         if found:
             return found
     return []
+
+
+def _sampled(side: Inside, point: str, position: int) -> dict[int, float] | None:
+    sampled = side.samples.get(point)
+    if sampled is None or position not in sampled.positions:
+        return None
+    row = sampled.positions.index(position)
+    return dict(zip(sampled.indices[row].tolist(), sampled.values[row].tolist(), strict=True))
 
 
 def _drawn(index: int, sides: tuple[Inside, ...]) -> Iterator[Value]:

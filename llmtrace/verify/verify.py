@@ -12,7 +12,9 @@ from llmtrace.blocks.versions import version
 from llmtrace.engine import evidence
 from llmtrace.engine.trace import Done, Fed, Model, NotFinite, trace
 from llmtrace.errors import Inconclusive, Misuse, Trouble
+from llmtrace.introspect.observer import observing
 from llmtrace.model.tokenizer import Tokenizer
+from llmtrace.probes.scheme import needs
 from llmtrace.verify.audit import audit_commit
 from llmtrace.verify.caps import TEXT, Caps, Clock, caps_for
 from llmtrace.verify.judge import (
@@ -107,20 +109,22 @@ def remake(
     if texts and not Tokenizer.exists(model.checkpoint):
         return Verdict(DIFFERS, f"{texts[0]}: the model has no tokenizer", ("audit",))
     tokenizer = Tokenizer.open(model.checkpoint) if texts else None
-    points = {p.name for block in blocks(model.architecture) for p in block.points}
-    unknown = set(claimed.keep) - points
+    widths = {p.name: p.rows.width for b in blocks(model.architecture) for p in b.points}
+    unknown = set(claimed.keep) - set(widths)
     if unknown:
         reason = f"keeps '{min(unknown)[:80]}', which is no point of the model"
         return Verdict(DIFFERS, reason, ("audit",))
     wanted = tuple(sorted({*claimed.keep, *keep}))
     try:
-        needed = model.memory(claimed.request, keep=wanted)
+        whole = claimed.level == "detail" or bool(claimed.scheme.rules)
+        rows = needs(claimed.scheme, widths, model.architecture.layer_count)
+        needed = model.memory(claimed.request, keep=(*wanted, *rows), whole=whole)
         if caps:
             caps.afford(needed + TEXT * _size(record, "prompt.txt"))
         text = record.parts["prompt.txt"].decode() if "prompt.txt" in texts else None
         plan = model.plan(
             [claimed.request],
-            probes=claimed.level != "off",
+            probes=claimed.probes,
             keep=wanted,
             leaves=claimed.leaves or leaves,
         )
@@ -148,7 +152,8 @@ def remake(
 
 
 def _trace(model: Model, plan: Plan, claimed: evidence.Claim, clock: Clock | None) -> Trace:
-    for event in trace(model, plan, [claimed.request]):
+    observe = observing(model, claimed.level, claimed.scheme) if claimed.probes > 1 else None
+    for event in trace(model, plan, [claimed.request], observe=observe):
         if isinstance(event, Fed) and clock:
             clock.check(event)
         if isinstance(event, Done):
