@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from llmtrace.cli.files import write_whole
 from llmtrace.cli.frame import Session, command
 from llmtrace.cli.output import plain
 from llmtrace.errors import Trouble
@@ -45,7 +45,7 @@ def export(session: Session, commit: str, output: str) -> int:
 
     run = open_run(session, commit)
     tensors = _tensors(run)
-    size = _write(Path(output), _packed(run, tensors))
+    size = write_whole(Path(output), _packed(run, tensors))
     if session.out.json:
         facts = {
             n: {"dtype": t.dtype.name, "shape": list(t.shape)} for n, t in sorted(tensors.items())
@@ -80,24 +80,3 @@ def _packed(run: Run, tensors: dict[str, np.ndarray]) -> bytes:
     }
     data: bytes = save(tensors, {"llmtrace": json.dumps(origin)})
     return data
-
-
-def _write(path: Path, data: bytes) -> int:
-    """Writes a file whole or not at all; gives its size."""
-    try:
-        target = path.resolve()  # a link stays, and what it points to is replaced
-        if target.exists() and not target.is_file():
-            raise Trouble(f"cannot write '{path}': not a regular file")
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a null in the path
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise Trouble(f"cannot write '{path}': {why}") from error
-    return len(data)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from llmtrace.errors import Inconclusive, LlmtraceError, Misuse
+from llmtrace.errors import Inconclusive, LlmtraceError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,18 +135,6 @@ def candidates(session: Session, named: str | None, recorded: str) -> list[str]:
 
 def points(architecture: Architecture, globs: tuple[str, ...]) -> tuple[str, ...]:
     """Gives the points that the globs name, aliases resolved; raises Misuse if one names none."""
-    from llmtrace.blocks.llama import aliases, blocks
+    from llmtrace.blocks.llama import names
 
-    known = {p.name: p.name for block in blocks(architecture) for p in block.points} | aliases(
-        architecture
-    )
-    found: set[str] = set()
-    for glob in globs:
-        named = {known[name] for name in known if fnmatchcase(name, glob)}
-        if not named:
-            raise Misuse(
-                f"no point '{glob}' in this model",
-                "points have names such as 'blocks.0.hook_resid_post'",
-            )
-        found |= named
-    return tuple(sorted(found))
+    return tuple(sorted(names(architecture).match(globs)))

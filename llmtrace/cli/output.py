@@ -51,6 +51,16 @@ class Output:
         """Prints a piece of a model's text at once: exact, but escaped on a terminal."""
         self._write(plain(piece, keep="\n\t") if _is_terminal(sys.stdout) else piece)
 
+    @property
+    def columns(self) -> int | None:
+        """How wide the terminal is that the answer goes to: 0 if it does not say, None if none."""
+        if not _is_terminal(sys.stdout):
+            return None
+        try:
+            return os.get_terminal_size(sys.stdout.fileno()).columns
+        except OSError:
+            return 0
+
     def object(self, type_: str, **fields: object) -> None:
         """Prints one JSON line `{"v": 1, "type": type_, …fields}`; NaN has no place in it.
 

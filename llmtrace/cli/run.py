@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from llmtrace.cli.requests import Job
     from llmtrace.engine.sequence import Trace
     from llmtrace.engine.trace import Model
+    from llmtrace.model.architecture import Architecture
     from llmtrace.model.tokenizer import Tokenizer
+    from llmtrace.probes.scheme import Scheme
     from llmtrace.store.chain import Event, Store
 
 
@@ -36,6 +38,7 @@ class _Line:
     keep: tuple[str, ...]
     leaves: bool
     form: str
+    scheme: Scheme
 
 
 @command()
@@ -95,6 +98,9 @@ class _Line:
     help="What to store of the inside.",
 )
 @click.option(
+    "--scheme", metavar="FILE", help="Sample what FILE says, where it says, see llmtrace-scheme(5)."
+)
+@click.option(
     "--keep",
     multiple=True,
     metavar="GLOB",
@@ -144,7 +150,8 @@ def run(session: Session, **options: Any) -> int:
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
     store = None if options["no_commit"] else open_store(session, create=True)
     kept = points(model.architecture, options["keep"])
-    how = (options["probe"], kept, options["leaves"], options["form"])
+    scheme = _scheme(options["scheme"], options["probe"], model.architecture)
+    how = (options["probe"], kept, options["leaves"], options["form"], scheme)
     line = _Line(session, model, tokenizer, store, _model_name(name), version_name, *how)
     if store is None:
         for done in _traces(line, asked):
@@ -181,6 +188,26 @@ def _prompt(options: dict[str, Any]) -> str | None:
     return read_text("-")
 
 
+def _scheme(file: str | None, level: str, architecture: Architecture) -> Scheme:
+    """Reads a scheme and checks it against the model before anything is computed."""
+    from llmtrace.errors import Trouble
+    from llmtrace.introspect.features import totals
+    from llmtrace.probes.scheme import Scheme, parse
+
+    if file is None:
+        return Scheme()
+    if level == "off":
+        raise Misuse("--scheme samples what --probe off leaves out")
+    try:
+        scheme = parse(read_text(file))
+        shape = totals(architecture).shape
+        for rule in scheme.rules:
+            rule.columns([*shape.points, *shape.picked], shape.layers)
+    except Misuse as error:
+        raise Trouble(f"'{file}': {error}", *error.hints) from None
+    return scheme
+
+
 def _model_name(name: str) -> str:
     """A folder is recorded by its last name: paths of this machine are nobody's business."""
     return name.rstrip("/").rsplit("/", 1)[-1] or name
@@ -201,13 +228,20 @@ def _traces(
 
     ``tick`` is called with every token.
     """
+    from llmtrace.blocks.plan import PROBES
     from llmtrace.engine.trace import Done, Token, trace
+    from llmtrace.introspect.observer import observing
     from llmtrace.model.tokenizer import TextStream
 
     out, tokenizer = line.session.out, line.tokenizer
     requests = [job.request for job in asked]
-    probes = line.level != "off"
-    plan = line.model.plan(requests, probes=probes, keep=line.keep, leaves=line.leaves)
+    probes = 0 if line.level == "off" else PROBES
+    observe = observing(line.model, line.level, line.scheme) if probes else None
+    # What nobody will record or print needs no digests.
+    digests = bool(probes or line.store or line.leaves or line.form == "json")
+    plan = line.model.plan(
+        requests, probes=probes, keep=line.keep, leaves=line.leaves, digests=digests
+    )
     streams = line.form == "text" and [job.is_alone for job in asked] == [True]
     stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
     total = sum(r.max_tokens for r in requests)
@@ -215,7 +249,7 @@ def _traces(
     ended: dict[int, tuple[Trace, dict[str, int]]] = {}
     start, first, following = time.monotonic_ns(), 0, 0
     with bar:
-        for event in trace(line.model, plan, requests):
+        for event in trace(line.model, plan, requests, observe=observe):
             now = time.monotonic_ns()
             if isinstance(event, Token):
                 first = first or now
@@ -251,7 +285,9 @@ def _event(line: _Line, done: _Done) -> Event:
     }
     sections = {
         "trace": evidence.trace_section(trace, line.model.id, line.numerics),
-        "probes": evidence.probes_section(line.level, line.keep, leaves=line.leaves),
+        "probes": evidence.probes_section(
+            line.level, line.keep, leaves=line.leaves, scheme=line.scheme
+        ),
         "attested": attested,
     }
     text = done.job.text

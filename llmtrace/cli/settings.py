@@ -28,6 +28,11 @@ def is_debugging() -> bool:
     return os.environ.get("LLMTRACE_DEBUG", "") not in {"", "0"}
 
 
+def wants_colour() -> bool:
+    """Says whether colours are welcome on a terminal (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in {None, "", "dumb"}
+
+
 def completion_request() -> str | None:
     """The shell's question, such as `bash_complete`, when a shell asks for completions."""
     return os.environ.get("_LLMTRACE_COMPLETE") or None

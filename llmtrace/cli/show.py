@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INDENT = "    "
 WIDEST = 24  # characters of a key that others chose
+MOST_COLUMNS = 6
 
 
 @command()
@@ -68,7 +69,7 @@ def show(session: Session, commit: str, tokens: bool, model: str | None) -> int:
 def _whole(entry: Entry, run: Run | None) -> dict[str, Any]:
     """Everything that the record says, for JSON."""
     record = entry.record
-    probes, features = (run.probes, run.features) if run else (None, None)
+    logprobs, features = (run.logprobs, run.features) if run else (None, None)
     return {
         "commit": entry.id,
         "digest": record.digest,
@@ -77,7 +78,7 @@ def _whole(entry: Entry, run: Run | None) -> dict[str, Any]:
         "record": record.sections,
         "prompt": run.prompt if run else None,
         "output": run.output if run else None,
-        "logprobs": [float(x).hex() for x in probes.logprobs] if probes else None,
+        "logprobs": [float(x).hex() for x in logprobs] if logprobs is not None else None,
         "features": features.json if features else None,
     }
 
@@ -147,30 +148,48 @@ def _texts_of(run: Run) -> list[str]:
 
 
 def _features(run: Run) -> list[str]:
-    from llmtrace.probes.records import MOMENTS
-
     features = run.features
     if features is None:
         return []
-    width = max(map(len, features.points), default=0)
-    page = ["", f"features, means over positions (logprob {features.logprob:.6g})"]
-    page.append(f"{INDENT}{'':{width}}" + "".join(f" {name:>12}" for name in MOMENTS))
-    for point, moments in features.points.items():
-        cells = (f"{moments[name]:>12.6g}" if name in moments else f"{'-':>12}" for name in MOMENTS)
-        page.append(f"{INDENT}{point:{width}} " + " ".join(cells))
+    page = ["", "features, means over positions"]
+    page += _table({name: f"{value:.6g}" for name, value in features.run.items()}, INDENT)
+    names = [*dict.fromkeys(name for row in features.places.values() for name in row)]
+    rows = [(at, [row.get(name) for name in names]) for at, row in features.places.items()]
+    if len(names) > MOST_COLUMNS:  # features one below the other, places beside each other
+        places = [at for at, _ in rows]
+        columns = zip(*(values for _, values in rows), strict=True)
+        rows = list(zip(names, map(list, columns), strict=True))
+        names = places
+    return [
+        *page,
+        *(
+            line
+            for begin in range(0, len(names), MOST_COLUMNS)
+            for line in _cells(names[begin:][:MOST_COLUMNS], rows, begin)
+        ),
+    ]
+
+
+def _cells(names: list[str], rows: list[tuple[str, list[float | None]]], begin: int) -> list[str]:
+    width = max((len(name) for name, _ in rows), default=0)
+    page = ["", f"{INDENT}{'':{width}}" + "".join(f" {name:>12}" for name in names)]
+    for name, values in rows:
+        here = values[begin:][: len(names)]
+        cells = (f"{'-':>12}" if value is None else f"{value:>12.6g}" for value in here)
+        page.append(f"{INDENT}{name:{width}} " + " ".join(cells))
     return page
 
 
 def _tokens(session: Session, run: Run, named: str | None) -> list[str]:
     """One line a token: index, position that drew it, id, logprob, and its text if known."""
     texts = _texts(session, run, named)
-    probes, first = run.probes, len(run.claim.request.prompt) - 1
+    logprobs, first = run.logprobs, len(run.claim.request.prompt) - 1
     page = [
         "",
         f"{'token':>9} {'position':>8} {'id':>8} {'logprob':>12}" + ("  text" if texts else ""),
     ]
     for i, token in enumerate(run.claim.output):
-        logprob = f"{float(probes.logprobs[i]):.6g}" if probes else "-"
+        logprob = "-" if logprobs is None else f"{float(logprobs[i]):.6g}"
         text = f"  {json.dumps(texts[i], ensure_ascii=False)}" if texts else ""
         page.append(f"{i:>9} {first + i:>8} {token:>8} {logprob:>12}{text}")
     return page
