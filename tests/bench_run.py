@@ -1,6 +1,6 @@
 """Whole commands on the sample model, warm cache: run of 64 tokens with its commit, verify of it.
 
-    python -m tests.bench_run [RUNS]       from the top of the checkout; prints medians in seconds
+python -m tests.bench_run [RUNS]       from the top of the checkout; prints medians in seconds
 """
 
 from __future__ import annotations

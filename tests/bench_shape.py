@@ -45,16 +45,25 @@ PREFILL_FLOP = 2 * LAYER_WEIGHTS
 
 def make(folder: Path) -> tuple[Path, Path]:
     """Gives the checkpoint's folder and its GGUF twin, made unless they are there."""
-    checkpoint, twin = folder / f"llama-350m-{SEED}", folder / f"llama-350m-{SEED}.gguf"
+    twin = folder / f"llama-350m-{SEED}.gguf"
     if not twin.is_file():
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        weights = dict(_weights())
-        _write_configs(checkpoint)
-        _write_safetensors(checkpoint / "model.safetensors", weights)
         part = twin.with_suffix(".part")
-        _write_gguf(part, weights)
+        _write_gguf(part, dict(_weights()))
         part.rename(twin)
-    return checkpoint, twin
+    return make_checkpoint(folder), twin
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """Gives the checkpoint's folder, made unless it is there."""
+    checkpoint = folder / f"llama-350m-{SEED}"
+    file = checkpoint / "model.safetensors"
+    if not file.is_file():
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        _write_configs(checkpoint)
+        part = file.with_suffix(".part")
+        _write_safetensors(part, dict(_weights()))
+        part.rename(file)
+    return checkpoint
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:

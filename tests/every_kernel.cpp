@@ -103,6 +103,11 @@ static void heads() {
     report("kv_append values", vals);
     launch(launch_attention_2, z.data(), q.data(), keys.data(), vals.data(), position.data(), tile0.data(), &rows, H, G, D, H * D, H * D, 0.25f);
     report("attention_2", z);
+    std::vector<float> again(P * H * D), records(P * H * 8);
+    launch(launch_probed_attention_2, again.data(), records.data(), q.data(), keys.data(), vals.data(), position.data(), tile0.data(),
+           &rows, H, G, D, H * D, 8 * H, H * D, 0.25f);
+    if (memcmp(again.data(), z.data(), 4 * z.size())) abort();  // a probe moves no bit
+    report("probed_attention_2", records);
 }
 
 static void draws() {
@@ -121,6 +126,53 @@ static void draws() {
     Point points[] = {{argument(logits.data()), V, V, 0}, {argument(logits.data()), V, 1, 1}, {argument(logits.data()), V, 256, 2}};
     launch(launch_blake3, digest.data(), flaw.data(), (const Point*)points, &five, 3, 3);
     report("blake3", digest);
+}
+
+static void probes() {
+    constexpr int A = 1090, B = 64, P = 2;
+    auto a = values(5 * A), b = values(5 * B);
+    ProbePoint points[] = {{argument(a.data()), A, A, 0}, {argument(b.data()), B, 37, 1}};
+    u64 seed[] = {1, 2, 3, ~0ull, 5};
+    i32 position[] = {0, 1, 2, 300, 4}, token[] = {0, 7, 1000, 3, 1089};
+    std::vector<u32> record(5 * P * 32), drawn(5 * 4);
+    launch(launch_probe, record.data(), (const ProbePoint*)points, (const u64*)seed, (const i32*)position, (const void*)nullptr, &five, P, P);
+    report("probe", record);
+    std::vector<u8> flaw(5 * P, 9);
+    a[3] = from_bits(0x7f800000u);
+    launch(launch_finite, flaw.data(), (const ProbePoint*)points, &five, P, P);
+    report("finite", flaw);
+    a[3] = 1;
+    auto logprob = values(5);
+    launch(launch_token, drawn.data(), a.data(), (const i32*)token, logprob.data(), &five, A, A);
+    report("token", drawn);
+}
+
+static std::vector<double> widened(const std::vector<float>& v) { return std::vector<double>(v.begin(), v.end()); }
+
+static void scores() {
+    constexpr int N = 300, K = 1090, ld = 1120;
+    auto x = widened(padded(5, K, ld));
+    auto bias = values(N), single = padded(N, K, ld);
+    std::vector<u16> w(N * ld);
+    for (auto& half : w) half = (u16)(bits(value()) >> 16);
+    i32 row[] = {299, 0, 17};
+    std::vector<double> y(5 * N), some(5 * 3), sums(2 * ld);
+    launch(launch_wide_bf16, y.data(), w.data(), x.data(), bias.data(), (const void*)nullptr, &five, N, K, N, ld, ld);
+    report("wide_bf16", y);
+    launch(launch_wide_f32, some.data(), single.data(), x.data(), (const void*)nullptr, (const i32*)row, &five, 3, K, 3, ld, ld);
+    report("wide_f32", some);
+    launch(launch_wide_sum_bf16, sums.data(), w.data(), N, K, ld, ld);
+    report("wide_sum_bf16", sums);
+    for (auto& half : w) half &= 0xbfff;  // finite halves
+    launch(launch_wide_f16, y.data(), w.data(), x.data(), bias.data(), (const void*)nullptr, &five, N, K, N, ld, ld);
+    report("wide_f16", y);
+    constexpr int H = 4, G = 2, D = 24, S = 96;
+    auto near = [](size_t n) { std::vector<double> v(n); for (auto& x : v) x = from_bits((next() & 0x80ffffffu) | 0x3e000000u); return v; };
+    auto q = near(5 * H * D), k = near(G * D * S), v = widened(values(S * G * D));
+    i32 visible[] = {1, 31, 32, 64, 95};
+    std::vector<double> z(5 * H * D), weight(5 * H * S);
+    launch(launch_wide_attention, z.data(), weight.data(), q.data(), k.data(), v.data(), (const i32*)visible, &five, H, G, D, S);
+    report("wide_attention", z);
 }
 
 int main() {
@@ -142,5 +194,7 @@ int main() {
     report("tanh", y);
     launch(launch_math_erf, y.data(), x.data(), n);
     report("erf", y);
+    probes();
+    scores();
     exit(0);
 }

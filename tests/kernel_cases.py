@@ -50,7 +50,8 @@ def differences(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
     found = []
     for name, array in expected.items():
         a, b = got[name].ravel(), array.ravel()
-        same = a == b if a.dtype.kind != "f" else a.view(np.uint32) == b.view(np.uint32)
+        words = f"u{a.dtype.itemsize}"
+        same = a == b if a.dtype.kind != "f" else a.view(words) == b.view(words)
         if a.dtype.kind == "f":
             same |= np.isnan(a) & np.isnan(b)
         wrong = np.flatnonzero(~same)[:3]
@@ -133,7 +134,9 @@ def _embed(rng: Rng, size: int) -> Iterator[Case]:
         T = size // C + 2
         table = stored(padded(wild(rng, V, C), 256), kind)
         arrays = {
-            "x": pattern(T, 256), "table": table, "T": one(T - 1),
+            "x": pattern(T, 256),
+            "table": table,
+            "T": one(T - 1),
             "token": rng.integers(0, V, T, np.int32),
         }
         launch = (f"embed_{kind}", ("x", "table", "token", "T", C, 256, 256), T)
@@ -147,8 +150,11 @@ def _linear(rng: Rng, size: int) -> Iterator[Case]:
             w, x = wild(rng, N, K, top=top), wild(rng, T, K, top=top)
             w[0], x[0] = -1e-7, 1e-40  # every product is -0: only the last addition makes it +0
             arrays = {
-                "w": stored(padded(w, wide), kind), "x": padded(x, wide), "T": one(T),
-                "y": pattern(T + 1, N + 3), "bias": wild(rng, N),
+                "w": stored(padded(w, wide), kind),
+                "x": padded(x, wide),
+                "T": one(T),
+                "y": pattern(T + 1, N + 3),
+                "bias": wild(rng, N),
             }
             sizes = (N, K, N + 3, wide, wide)
             args = ("y", "w", "x", "bias" if has_bias else None, "T", *sizes)
@@ -162,7 +168,10 @@ def _elementwise(rng: Rng, size: int) -> Iterator[Case]:
     T = size // C + 1
     items = T * up(C, 512) // 512
     arrays = {
-        "y": pattern(T, C + 4), "a": wild(rng, T, C + 8), "b": wild(rng, T, C + 8), "T": one(T),
+        "y": pattern(T, C + 4),
+        "a": wild(rng, T, C + 8),
+        "b": wild(rng, T, C + 8),
+        "T": one(T),
     }
     launch = ("silu_mul", ("y", "a", "b", "T", C, C + 4, C + 8), items)
     yield Case("silu_mul", arrays, ("y",), [launch])
@@ -178,9 +187,13 @@ def _norm(rng: Rng, size: int) -> Iterator[Case]:
         x = wild(rng, T, C, top=50)
         x[0], x[1], x[2] = 0.0, -0.0, 1e-40
         arrays = {
-            "y": pattern(T, wide), "normalized": pattern(T, wide), "scale": pattern(T),
-            "x": padded(x, wide), "gain": padded(wild(rng, 1, C, top=50), wide),
-            "row": rng.integers(0, T, T, np.int32), "T": one(T),
+            "y": pattern(T, wide),
+            "normalized": pattern(T, wide),
+            "scale": pattern(T),
+            "x": padded(x, wide),
+            "gain": padded(wild(rng, 1, C, top=50), wide),
+            "row": rng.integers(0, T, T, np.int32),
+            "T": one(T),
         }
         row = "row" if picks else None
         sizes = (C, wide, np.float32(1e-5))
@@ -194,11 +207,14 @@ def _rope(rng: Rng, size: int) -> Iterator[Case]:
     wide = heads * 2 * half + 8
     frequency = (10000.0 ** (-np.arange(half) / half)).astype(np.float32)
     arrays = {
-        "cosine": pattern(T, 64), "sine": pattern(T, 64), "r": pattern(T, wide),
+        "cosine": pattern(T, 64),
+        "sine": pattern(T, 64),
+        "r": pattern(T, wide),
         "position": rng.integers(0, 1 << 20, T, np.int32),
         "table": rng.integers(0, 2, T, np.int32),
         "frequency": np.stack([frequency, frequency / np.float32(8)]),
-        "factor": np.array([1.0, 1.1902], np.float32), "T": one(T),
+        "factor": np.array([1.0, 1.1902], np.float32),
+        "T": one(T),
         "x": wild(rng, T, wide, top=100),
     }
     angles = ("cosine", "sine", "position", "table", "frequency", "factor", "T", half, 64)
@@ -218,11 +234,15 @@ def _attention(rng: Rng, size: int) -> Iterator[Case]:
         tiles = 4 * T
         values = padded(wild(rng, tiles * G * 128, D, top=60), wide)
         arrays = {
-            "z": pattern(T, H * D), "q": wild(rng, T, H * D, top=2), "T": one(T),
+            "z": pattern(T, H * D),
+            "q": wild(rng, T, H * D, top=2),
+            "T": one(T),
             "keys": wild(rng, tiles, G, D, 128, top=3),
             "values": values.reshape(tiles, G, 128, wide),
-            "k": wild(rng, T, G * D, top=3), "v": wild(rng, T, G * D, top=60),
-            "position": position, "tile0": np.arange(0, tiles, 4, dtype=np.int32),
+            "k": wild(rng, T, G * D, top=3),
+            "v": wild(rng, T, G * D, top=60),
+            "position": position,
+            "tile0": np.arange(0, tiles, 4, dtype=np.int32),
         }
         where = ("position", "tile0", "T")
         append = ("keys", "values", "k", "v", *where, G, D, wide, G * D, G * D)
@@ -230,6 +250,11 @@ def _attention(rng: Rng, size: int) -> Iterator[Case]:
         attend = ("z", "q", "keys", "values", *where, H, G, D, H * D, H * D, scale)
         launches = [("kv_append", append, T * G), (f"attention_{chunks}", attend, T * H)]
         yield Case(f"attention_{chunks}: D {D}", arrays, ("z", "keys", "values"), launches)
+        kernel, ldh = f"probed_attention_{chunks}", 8 * H + 3
+        arrays = arrays | {"heads": pattern(T, ldh), "plain": pattern(T, H * D)}
+        probed = ("z", "heads", *attend[1:-3], H * D, ldh, H * D, scale)
+        both = [(kernel, probed, T * H), (f"attention_{chunks}", ("plain", *attend[1:]), T * H)]
+        yield Case(f"{kernel}: D {D}", arrays, ("z", "heads", "plain"), both)
 
 
 def _moments(rng: Rng, size: int) -> Iterator[Case]:
@@ -238,12 +263,103 @@ def _moments(rng: Rng, size: int) -> Iterator[Case]:
         x = wild(rng, T, C, top=28)
         x[0], x[1], x[2], x[3] = 0.0, -0.0, 1e-42, np.where(np.arange(C) % 2, 2.5, -2.5)
         arrays = {
-            "record": np.full((T, 40), 9, np.uint32), "x": padded(x, wide), "T": one(T),
+            "record": np.full((T, 40), 9, np.uint32),
+            "x": padded(x, wide),
+            "T": one(T),
             "seed": rng.integers(0, 1 << 64, T, np.uint64),
             "position": rng.integers(0, 1 << 30, T, np.int32),
         }
         launch = ("moments", ("record", "x", "seed", "position", "T", C, 40, wide, 77), T)
         yield Case(f"moments: C {C}", arrays, ("record",), [launch])
+
+
+def _probe(rng: Rng, size: int) -> Iterator[Case]:
+    widths = [1, 3, 31, 32, 33, 300, 1024, 1500, 2048]
+    P, T = len(widths), max(6, size // sum(widths))
+    strides = [width if width == 1 else up(width, 32) + 5 for width in widths]
+    rows = {}
+    for i, (width, stride) in enumerate(zip(widths, strides, strict=True)):
+        x = wild(rng, T, stride, top=28)
+        x[0], x[1], x[2] = 0.0, -0.0, 1e-42
+        x[3] = np.where(np.arange(stride) % 2, 2.5, -2.5)
+        x[4] = wild(rng, stride)
+        x[5, width // 2] = 3e4
+        rows[f"p{i}"] = x
+    arrays = rows | {
+        "table": partial(_points, widths, strides),
+        "T": one(T),
+        "record": np.full((T, P + 1, 32), 9, np.uint32),
+        "seed": rng.integers(0, 1 << 64, 2 * T, np.uint64),
+        "position": rng.integers(0, 1 << 30, 2 * T, np.int32),
+        "row": rng.permutation(2 * T)[:T].astype(np.int32),
+    }
+    for row in (None, "row"):
+        args = ("record", "table", "seed", "position", row, "T", P, P + 1)
+        yield Case(f"probe: {row or 'all'}", arrays, ("record",), [("probe", args, T * P)])
+    flawed = {name: x.copy() for name, x in rows.items()}
+    flawed["p0"][1, 0], flawed["p6"][2, 1000], flawed["p3"][0, -5:] = np.inf, np.nan, np.nan
+    arrays = arrays | flawed | {"flaw": np.full((T, P + 1), 3, np.uint8)}
+    yield Case("finite", arrays, ("flaw",), [("finite", ("flaw", "table", "T", P, P + 1), T * P)])
+
+
+def _token(rng: Rng, size: int) -> Iterator[Case]:
+    for V in (1, 37, 1024, 1500):
+        T = size // max(V, 64) + 8
+        logits = (rng.standard_normal((T, V)) * 4).astype(np.float32)
+        logits[::4] = np.round(logits[::4])  # ties
+        logits[1] = np.where(rng.integers(0, 2, V), 0.0, -0.0)
+        logits[2] = wild(rng, V)
+        arrays = {
+            "record": np.full((T + 1, 4), 9, np.uint32),
+            "T": one(T),
+            "logprob": wild(rng, T),
+            "logits": np.pad(logits, ((0, 0), (0, 5)), constant_values=99),
+            "token": rng.integers(0, V, T, np.int32),
+        }
+        arrays["token"][::3] = logits[::3].argmax(axis=1)
+        launch = ("token", ("record", "logits", "token", "logprob", "T", V, V + 5), T)
+        yield Case(f"token: V {V}", arrays, ("record",), [launch])
+
+
+def _wide(rng: Rng, size: int) -> Iterator[Case]:
+    for kind in ("bf16", "f16", "f32"):
+        for T, K, chosen in ((1, 1000, False), (6, 333, True)):
+            N, ld = size // K + 5, up(K, 32)
+            w, x = wild(rng, N, K, top=20), wild(rng, T, K, top=60).astype(np.float64)
+            w[0], x[0] = -1e-7, 1e-320  # every product is -0: only the last addition makes it +0
+            R = 4 if chosen else N
+            arrays = {
+                "w": stored(padded(w, ld), kind),
+                "x": padded(x, ld),
+                "T": one(T),
+                "y": np.full((T + 1, R + 3), -7.75),
+                "bias": wild(rng, N, top=20),
+                "row": rng.integers(0, N, R, np.int32),
+            }
+            parts = ("bias" if chosen else None, "row" if chosen else None, "T")
+            launch = (f"wide_{kind}", ("y", "w", "x", *parts, R, K, R + 3, ld, ld), T * R)
+            yield Case(f"wide_{kind}: {T} tokens, K {K}", arrays, ("y",), [launch])
+        K, N = 96, 256 + size // 96
+        table = stored(wild(rng, N, K, top=50), kind)
+        arrays = {"partial": np.full((3 + N // 256, K + 5), -7.75), "w": table}
+        launch = (f"wide_sum_{kind}", ("partial", "w", N, K, K + 5, K), 1 + N // 256)
+        yield Case(f"wide_sum_{kind}", arrays, ("partial",), [launch])
+    for D, H, G in ((7, 4, 2), (64, 2, 1)):
+        S, T = 96, 2 + size // (H * D * 48)
+        visible = np.concatenate([[1, 32, 33], rng.integers(1, S + 1, T)]).astype(np.int32)
+        T = len(visible)
+        arrays = {
+            "z": np.full((T, H * D), -7.75),
+            "weight": np.full((T, H, S), -7.75),
+            "T": one(T),
+            "q": rng.standard_normal((T, H * D)) * 2,
+            "visible": visible,
+            "keys": wild(rng, G, D, S, top=3).astype(np.float64),
+            "values": wild(rng, S, G * D, top=60).astype(np.float64),
+        }
+        args = ("z", "weight", "q", "keys", "values", "visible", "T", H, G, D, S)
+        launch = ("wide_attention", args, T * H)
+        yield Case(f"wide_attention: D {D}", arrays, ("z",), [launch])
 
 
 def _sample(rng: Rng, size: int) -> Iterator[Case]:
@@ -256,12 +372,17 @@ def _sample(rng: Rng, size: int) -> Iterator[Case]:
         top_p = rng.integers(0, (1 << 32) + 1, T).astype(np.uint64)
         top_p[::3], top_p[1::7] = 1 << 32, 0
         arrays = {
-            "token": np.full(T, -1, np.int32), "logprob": pattern(T), "T": one(T),
-            "weight": np.zeros((T, V), np.uint32), "logits": padded(logits, V + 5),
+            "token": np.full(T, -1, np.int32),
+            "logprob": pattern(T),
+            "T": one(T),
+            "weight": np.zeros((T, V), np.uint32),
+            "logits": padded(logits, V + 5),
             "temperature": rng.choice([0.0, 0.7, 1.0, 1e-3, 50.0], T).astype(np.float32),
-            "top_k": rng.choice([0, 1, 2, 5, 40, 600], T).astype(np.int32), "top_p": top_p,
+            "top_k": rng.choice([0, 1, 2, 5, 40, 600], T).astype(np.int32),
+            "top_p": top_p,
             "seed": rng.integers(0, 1 << 64, T, np.uint64),
-            "row": rng.integers(0, T, T, np.int32), "position": rng.integers(0, 9999, T, np.int32),
+            "row": rng.integers(0, T, T, np.int32),
+            "position": rng.integers(0, 9999, T, np.int32),
         }
         settings = ("temperature", "top_k", "top_p", "seed", "row", "position")
         args = ("token", "logprob", "weight", "logits", *settings, "T", V, V + 5)
@@ -278,7 +399,8 @@ def _blake3(rng: Rng, size: int) -> Iterator[Case]:
         rows["p2"][0, -3] = np.nan
 
         arrays = rows | {
-            "table": partial(_points, widths, strides), "T": one(T),
+            "table": partial(_points, widths, strides),
+            "T": one(T),
             "digest": np.full((T, P + 1, 8), 5, np.uint32),
             "flaw": np.full((T, P + 1), 3, np.uint8),
         }
@@ -292,7 +414,17 @@ def _points(widths: list[int], strides: list[int], address: Addresses) -> np.nda
 
 
 FAMILIES = {
-    "math": _math, "embed": _embed, "linear": _linear, "elementwise": _elementwise,
-    "rms_norm": _norm, "rope": _rope, "attention": _attention, "moments": _moments,
-    "sample": _sample, "blake3": _blake3,
+    "math": _math,
+    "embed": _embed,
+    "linear": _linear,
+    "elementwise": _elementwise,
+    "rms_norm": _norm,
+    "rope": _rope,
+    "attention": _attention,
+    "moments": _moments,
+    "probe": _probe,
+    "token": _token,
+    "sample": _sample,
+    "blake3": _blake3,
+    "wide": _wide,
 }

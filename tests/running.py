@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmtrace.device.compile import FLAGS, kernels_folder
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.engine.trace import Done, Model, trace
+from llmtrace.introspect.observer import observing
 from llmtrace.model.architecture import Architecture
 from llmtrace.model.checkpoint import Checkpoint
 
@@ -36,11 +37,20 @@ def load(folder: Path, on: Device | None = None, model_id: str = "test") -> Mode
     return Model.place(checkpoint, architecture, on or device(), model_id)
 
 
-def run(model: Model, requests: list[Request], *, chunk: int = 256, **options: Any) -> list[Trace]:
+def run(
+    model: Model,
+    requests: list[Request],
+    *,
+    chunk: int = 256,
+    level: str = "off",
+    **options: Any,
+) -> list[Trace]:
+    """Runs them all; with a ``level`` of probes each has its observer, as ``llmtrace run`` does."""
     plan = model.plan(requests, chunk=chunk, **options)
+    observe = observing(model, level) if level != "off" else None
     done = {
         event.index: event.trace
-        for event in trace(model, plan, requests, chunk=chunk)
+        for event in trace(model, plan, requests, chunk=chunk, observe=observe)
         if isinstance(event, Done)
     }
     return [done[i] for i in range(len(requests))]

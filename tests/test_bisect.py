@@ -246,7 +246,7 @@ def test_a_part_that_does_not_follow(store: Store, honest: dict[str, str]) -> No
 
 def test_a_logprob_alone(store: Store, honest: dict[str, str]) -> None:
     probes = bytearray(store.read(honest["plain"]).record.parts["probes.bin"])
-    probes[16 + 4 * 2] ^= 1  # of output token 2
+    probes[4 * 8 + 16 * 2] ^= 1  # of output token 2
     bad = tell(store, honest["plain"], {"probes.bin": bytes(probes)})
     _, told = bisect(honest["plain"], bad)
     assert (told["wrong"], told["block"], told["token"]) == (["B"], "sample", 2)

@@ -33,9 +33,7 @@ def test_sample_is_always_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"sample\t{sample_folder()}\n"
 
 
-def test_added_model_is_listed_and_opened(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_added_model_is_listed_and_opened(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "add", "small", str(folder)]) == 0
     assert capsys.readouterr().out == f"small\t{folder}\n"
     assert main(["--json", "model", "list"]) == 0

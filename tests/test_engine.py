@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from checkpoints import make, reference_logits
 from llmtrace.engine.request import Request, Sampling
+from llmtrace.engine.sequence import Trace
 from llmtrace.errors import Misuse, Trouble
 from running import device, load, run
 
@@ -113,25 +114,31 @@ def baseline(folder: Path) -> tuple:
         for length in (1, 2, 3, 5, 8, 13, 31, 64, 127, 128, 129, 150, 200, 255, 256, 257)
     ]
     model = load(folder)
-    return requests, [run(model, [r])[0] for r in requests]
+    return requests, [run(model, [r], level="detail")[0] for r in requests]
+
+
+def inside(trace: Trace) -> dict[str, bytes]:
+    """All that the probes tell, at every position: records, features, scores."""
+    assert trace.observer
+    return trace.observer.parts()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
 def test_chunks_of_the_prompt_do_not_move_a_bit(folder: Path, baseline: tuple, chunk: int) -> None:
     requests, traces = baseline
-    got = run(load(folder), [requests[12]], chunk=chunk)[0]
+    got = run(load(folder), [requests[12]], chunk=chunk, level="detail")[0]
     assert got.commitment == traces[12].commitment
-    assert np.array_equal(got.records, traces[12].records)
+    assert inside(got) == inside(traces[12])
 
 
 def test_a_batch_of_16_gives_each_sequence_the_bits_it_has_alone(
     folder: Path, baseline: tuple
 ) -> None:
     requests, traces = baseline
-    together = run(load(folder), requests, chunk=50)
+    together = run(load(folder), requests, chunk=50, level="detail")
     assert [t.commitment.root for t in together] == [t.commitment.root for t in traces]
     assert [t.output for t in together] == [t.output for t in traces]
-    assert all(np.array_equal(a.records, b.records) for a, b in zip(together, traces, strict=True))
+    assert all(inside(a) == inside(b) for a, b in zip(together, traces, strict=True))
     assert len({t.commitment.root for t in traces}) == 16
 
 
@@ -147,8 +154,9 @@ def test_replay_gives_the_bits_of_the_run(folder: Path, baseline: tuple) -> None
         Request(r.prompt, r.max_tokens, r.sampling, r.stop, t.output)
         for r, t in zip(requests, traces, strict=True)
     ]
-    replayed = run(load(folder), forced)
+    replayed = run(load(folder), forced, level="detail")
     assert [t.commitment for t in replayed] == [t.commitment for t in traces]
+    assert [inside(t) for t in replayed] == [inside(t) for t in traces]
     assert [(t.output, t.finish_reason) for t in replayed] == [
         (t.output, t.finish_reason) for t in traces
     ]
@@ -156,9 +164,10 @@ def test_replay_gives_the_bits_of_the_run(folder: Path, baseline: tuple) -> None
 
 def test_probes_do_not_move_a_bit(folder: Path, baseline: tuple) -> None:
     requests, traces = baseline
-    got = run(load(folder), [requests[9]], probes=False)[0]
-    assert got.commitment == traces[9].commitment
-    assert got.records.shape == (0, 3, 32)
+    for how in ({"probes": 0}, {"probes": 1}, {"probes": 2}, {"level": "stats"}):
+        got = run(load(folder), [requests[9]], keep=["unembed.hook_out"], **how)[0]
+        assert got.commitment == traces[9].commitment
+        assert len(got.kept["unembed.hook_out"]) == 20
 
 
 BUILDS = {
@@ -181,12 +190,10 @@ BUILDS = {
 def test_host_builds_give_the_same_bits(folder: Path, baseline: tuple, build: dict) -> None:
     requests, traces = baseline
     chosen = [3, 9, 13]
-    got = run(load(folder, device(**build)), [requests[i] for i in chosen])
+    got = run(load(folder, device(**build)), [requests[i] for i in chosen], level="detail")
     assert [t.commitment for t in got] == [traces[i].commitment for i in chosen]
     assert [t.output for t in got] == [traces[i].output for i in chosen]
-    assert all(
-        np.array_equal(t.records, traces[i].records) for t, i in zip(got, chosen, strict=True)
-    )
+    assert [inside(t) for t in got] == [inside(traces[i]) for i in chosen]
 
 
 def test_digests_are_blake3_of_the_rows(folder: Path) -> None:
@@ -229,10 +236,9 @@ def test_residual_identities_hold_to_the_bit(folder: Path) -> None:
     assert np.array_equal(post, mid + mlp)
 
 
-def test_probe_records_hold_the_moments_of_the_rows(folder: Path) -> None:
-    (trace,) = run(
-        load(folder), [Request(prompt_of(20, 300), 3)], keep=["blocks.2.hook_resid_post"]
-    )
+def test_records_of_format_1_hold_the_moments_of_the_rows(folder: Path) -> None:
+    names = ["blocks.2.hook_resid_post"]
+    (trace,) = run(load(folder), [Request(prompt_of(20, 300), 3)], keep=names, probes=1)
     rows = trace.kept["blocks.2.hook_resid_post"]
     wide, records = rows.astype(np.float64), trace.records[:, 2]
     values = records.view(np.float32)

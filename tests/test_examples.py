@@ -1,6 +1,6 @@
-"""Every example of README.md and of the man pages runs, and prints what it says it prints.
+"""Every example of README.md, samples and the man pages runs, and prints what it says it does.
 
-In README.md an example is a block marked `console`, in a page an `.EX` block of its section
+In Markdown an example is a block marked `console`, in a page an `.EX` block of its section
 EXAMPLES. Lines that begin with `$ ` are typed into one bash for the whole document, in a fresh
 home; lines that begin with `> ` go on with it, as bash prompts. What follows is its output, both
 streams together: `…` stands for any text in a line, alone on a line for any lines. Without
@@ -21,6 +21,7 @@ import conftest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "man").glob("*.1"))
+SAMPLES = sorted((ROOT / "samples").glob("inside/*.md"))
 MARK = "llmtrace-example-ends"
 SECONDS = 600
 
@@ -126,7 +127,9 @@ def check(document: Path, path: str, home: Path) -> None:
             assert matches(example.shown, output), f"{said}\nshown:\n" + "\n".join(example.shown)
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [ROOT / "README.md", *SAMPLES, *PAGES], ids=lambda path: path.name
+)
 def test_examples_run_as_shown(document: Path, programs: str, home: Path) -> None:
     check(document, programs, home)
 

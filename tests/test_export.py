@@ -22,7 +22,7 @@ def test_export_holds_what_was_kept_and_sampled(
     assert [array.shape for array in kept] == [(13, 64), (13, 64)]
     assert tensors["unembed.hook_out"].shape == (6, 259)
     assert tensors["unembed.hook_out"].argmax(1).tolist() == runs["kept"]["output_tokens"]
-    features = answer("show", commits["kept"])["features"]["points"]
+    features = answer("show", commits["kept"])["features"]["layers"]
     for layer, values in enumerate(kept):
         point, double = POINT.format(layer), values.astype(np.float64)
         positions, index = tensors[f"{point}.positions"], tensors[f"{point}.sample_index"]
@@ -34,10 +34,10 @@ def test_export_holds_what_was_kept_and_sampled(
         assert positions[-1] == 12
         assert (tensors[f"{point}.samples"] == values[positions[:, None], index]).all()
         rms = np.sqrt((double**2).mean(1)).mean()
-        assert float.fromhex(features[point]["rms"]) == pytest.approx(rms, rel=1e-6)
-        assert float.fromhex(features[point]["absmax"]) == pytest.approx(
-            np.abs(double).max(1).mean()
-        )
+        found = float.fromhex(features["stream_rms"]["mean"][layer])
+        assert found == pytest.approx(rms, rel=1e-6)
+        for name in ("attn.hook_q", "mlp.hook_pre_linear"):
+            assert tensors[f"blocks.{layer}.{name}.samples"].shape == (len(positions), 8)
     assert [*tmp_path.iterdir()] == [file]
 
 

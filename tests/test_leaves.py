@@ -67,8 +67,8 @@ def test_nothing_but_the_part_and_its_mark_is_new(
 ) -> None:
     old, new = (store.read(commit).record for commit in (commits["greedy"], leafy))
     assert old.checksum == new.checksum
-    assert old.sections["probes"] == {"format": 1, "keep": [], "level": "stats"}
-    assert new.sections["probes"] == {"format": 1, "keep": [], "level": "stats", "leaves": True}
+    assert old.sections["probes"] == {"format": 2, "keep": [], "level": "stats"}
+    assert new.sections["probes"] == {"format": 2, "keep": [], "level": "stats", "leaves": True}
     assert {*new.parts} - {*old.parts} == {"leaves.bin"}
     assert all(old.parts[name] == new.parts[name] for name in old.parts)
     told = verify(leafy)

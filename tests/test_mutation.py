@@ -304,7 +304,8 @@ def is_true(world: World, record: Record) -> bool:
     (made,) = run(
         world.model,
         [request],
-        probes=claim.level != "off",
+        level=claim.level,
+        probes=claim.probes,
         keep=claim.keep,
         leaves=claim.leaves,
     )

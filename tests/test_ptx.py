@@ -52,7 +52,10 @@ def flaw(instruction: str) -> str:
     if name == "cvt":
         to, source = modifiers[-2:]
         widens = {source, to} <= FLOATS and (source, to) in {
-            ("f16", "f32"), ("bf16", "f32"), ("f32", "f64"), ("f16", "f64"),
+            ("f16", "f32"),
+            ("bf16", "f32"),
+            ("f32", "f64"),
+            ("f16", "f64"),
         }
         rounds = {"rzi", "rni"} if to not in FLOATS else {"rn"}
         return "" if widens or rounds & set(modifiers) else "rounds in another way"
@@ -132,7 +135,8 @@ def test_every_fma_is_written_in_the_source() -> None:
     """With fma() made of two roundings no kernel has one left: contraction made none."""
     apart = dict(HEADERS)
     apart["lanes.cuh"], count = re.subn(
-        r"__fmaf_rn\(([\w.]+), ([\w.]+), ([\w.]+)\)", r"__fadd_rn(__fmul_rn(\1, \2), \3)",
+        r"__fmaf_rn\(([\w.]+), ([\w.]+), ([\w.]+)\)",
+        r"__fadd_rn(__fmul_rn(\1, \2), \3)",
         HEADERS["lanes.cuh"],
     )
     assert count == 2
@@ -140,6 +144,43 @@ def test_every_fma_is_written_in_the_source() -> None:
         for architecture in ("compute_90", "compute_120"):  # NVRTC has a compiler for each
             made = nvrtc.compile_source(path.read_text(), path.name, apart, architecture)
             assert not fused(made.ptx), path
+
+
+def test_without_probes_the_code_is_that_without_them(folder: Path) -> None:
+    """Level off launches kernels whose binary is, to the bit, as if there were no probes."""
+    source = (KERNELS / "attention.cu").read_text()
+    architecture = folder.joinpath("embed.ptx").read_text().split(".target ")[1].split()[0]
+    code = []
+    for flags in (nvrtc.FLAGS, (*nvrtc.FLAGS, "-DNO_PROBES")):
+        made = nvrtc.compile_source(source, "attention.cu", HEADERS, architecture, flags)
+        code.append({n: t for n, t in sections(made.cubin).items() if n.startswith(".text.")})
+    plain = {f".text.attention_{n}" for n in (1, 2, 3, 4, 8)}
+    assert set(code[1]) == plain | {".text.kv_append"}
+    assert all(code[0][name] == code[1][name] for name in code[1])
+    assert {f".text.probed_attention_{n}" for n in (1, 2, 3, 4, 8)} == set(code[0]) - set(code[1])
+    with_probes = re.sub("template <int C, bool PROBED>", "template <int C, bool>", source)
+    forced = "static constexpr bool PROBED = true;\n"  # as if the plain kernels had them
+    other = nvrtc.compile_source(
+        with_probes.replace("struct Head {", forced + "struct Head {"),
+        "attention.cu", HEADERS, architecture, (*nvrtc.FLAGS, "-DNO_PROBES"),
+    )  # fmt: skip
+    found = sections(other.cubin)
+    assert all(found[name] != code[1][name] for name in plain)
+
+
+def sections(cubin: bytes) -> dict[str, bytes]:
+    """The sections of an ELF file, by name."""
+    number = lambda at, size: int.from_bytes(cubin[at : at + size], "little")  # noqa: E731
+    begin, size, count, names = number(0x28, 8), *(number(at, 2) for at in (0x3A, 0x3C, 0x3E))
+    table = [
+        (number(at, 4), number(at + 0x18, 8), number(at + 0x20, 8))
+        for at in range(begin, begin + size * count, size)
+    ]
+    strings = cubin[table[names][1] :][: table[names][2]]
+    return {
+        strings[name:].split(b"\0", 1)[0].decode(): cubin[offset : offset + length]
+        for name, offset, length in table
+    }
 
 
 def test_last_addition_of_a_sum_is_kept() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands import POINT, answer, call, tell
+from commands import answer, call, tell
 from llmtrace.store.chain import Store
 
 
@@ -28,7 +28,7 @@ def test_show_prints_a_page(runs: dict[str, Any], commits: dict[str, str], store
     assert facts["tokens"] == "8 prompt + 6 output"
     assert f"model id     {run['model']['id']}" in shown.out
     assert "\nprompt\n    Once on\n" in shown.out
-    assert f"    {POINT.format(1)} " in shown.out
+    assert "\n    stream_rms " in shown.out
     assert "    digests.bin" in shown.out
     assert "device.device" in shown.out
     greedy = call("show", commits["greedy"])
@@ -38,12 +38,14 @@ def test_show_prints_a_page(runs: dict[str, Any], commits: dict[str, str], store
 
 def test_show_prints_features_as_decimals(commits: dict[str, str]) -> None:
     features = answer("show", commits["greedy"])["features"]
-    row = next(
-        x for x in call("show", commits["greedy"]).lines if x.split()[:1] == [POINT.format(0)]
-    )
-    moments = features["points"][POINT.format(0)]
-    values = [float.fromhex(moments[name]) for name in ("rms", "mean", "l1", "absmax", "kurtosis")]
-    assert [float(word) for word in row.split()[1:]] == pytest.approx(values, rel=1e-5)
+    lines = call("show", commits["greedy"]).lines
+    for name, told in features["layers"].items():
+        (row,) = (line for line in lines if line.split()[:1] == [name])
+        values = [*map(float.fromhex, told["mean"])]
+        assert [float(word) for word in row.split()[1:]] == pytest.approx(values, rel=1e-5)
+    (entropy,) = (line for line in lines if line.startswith("    entropy "))
+    mean = float.fromhex(features["run"]["entropy"]["mean"])
+    assert float(entropy.split()[1]) == pytest.approx(mean, rel=1e-5)
 
 
 def test_show_tokens(runs: dict[str, Any], commits: dict[str, str]) -> None:
@@ -85,7 +87,9 @@ def test_show_json_has_everything(
             assert shown[key] == run[key], key
         assert shown["record"] == store.read(commits[name]).record.sections
         mean = sum(map(float.fromhex, run["logprobs"])) / 6
-        assert float.fromhex(shown["features"]["logprob"]) == pytest.approx(mean)
+        told = shown["features"]["run"]["logprob"]
+        assert float.fromhex(told["mean"]) == pytest.approx(mean, rel=1e-6)
+        assert told["n"] == 6
         assert shown["features"]["positions"] == 13
     bare = answer("show", commits["bare"])
     assert (bare["prompt"], bare["logprobs"], bare["features"]) == (None, None, None)
@@ -127,32 +131,48 @@ PROBES = np.array([6, 0, 1, 32], "<u4").tobytes() + bytes(24)
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
+    ("form", "name", "data"),
     [
-        ("features.json", b"{"),
-        ("features.json", b"[]"),
-        ("features.json", b"\xff"),
-        ("features.json", NESTED),
-        ("features.json", b'{"v":1,"positions":13,"logprob":NaN,"points":{}}'),
-        ("features.json", b'{"v":1,"positions":13,"logprob":1e999,"points":{}}'),
-        ("features.json", b'{"v":1,"positions":13,"logprob":"0x1p99999","points":{}}'),
-        ("features.json", b'{"v":1,"positions":13,"logprob":"1","points":{}}'),
-        ("features.json", b'{"v":1,"positions":13,"logprob":7,"points":{}}'),
-        ("features.json", b'{"v":1,"positions":13,"logprob":"0x0.0p+0","points":{"a":3}}'),
-        ("features.json", b'{"v":1,"positions":-1,"logprob":"0x0.0p+0","points":{}}'),
-        ("features.json", b'{"v":2,"positions":13,"logprob":"0x0.0p+0","points":{}}'),
-        ("probes.bin", b""),
-        ("probes.bin", b"12345"),
-        ("probes.bin", HUGE),
-        ("probes.bin", np.array([5, 0, 1, 32], "<u4").tobytes() + bytes(20)),
-        ("prompt.txt", b"\xff"),
-        ("output.txt", b"ab\xc3"),
+        (1, "features.json", b"{"),
+        (1, "features.json", b"[]"),
+        (1, "features.json", b"\xff"),
+        (1, "features.json", NESTED),
+        (1, "features.json", b'{"v":1,"positions":13,"logprob":NaN,"points":{}}'),
+        (1, "features.json", b'{"v":1,"positions":13,"logprob":1e999,"points":{}}'),
+        (1, "features.json", b'{"v":1,"positions":13,"logprob":"0x1p99999","points":{}}'),
+        (1, "features.json", b'{"v":1,"positions":13,"logprob":"1","points":{}}'),
+        (1, "features.json", b'{"v":1,"positions":13,"logprob":7,"points":{}}'),
+        (1, "features.json", b'{"v":1,"positions":13,"logprob":"0x0.0p+0","points":{"a":3}}'),
+        (1, "features.json", b'{"v":1,"positions":-1,"logprob":"0x0.0p+0","points":{}}'),
+        (1, "features.json", b'{"v":2,"positions":13,"logprob":"0x0.0p+0","points":{}}'),
+        (1, "probes.bin", b""),
+        (1, "probes.bin", b"12345"),
+        (1, "probes.bin", HUGE),
+        (1, "probes.bin", np.array([5, 0, 1, 32], "<u4").tobytes() + bytes(20)),
+        (1, "prompt.txt", b"\xff"),
+        (1, "output.txt", b"ab\xc3"),
+        (2, "features.json", b"{"),
+        (2, "features.json", NESTED),
+        (2, "features.json", b"[]"),
+        (2, "features.json", b'{"v":1,"positions":13,"output":6,"run":{},"layers":{}}'),
+        (2, "features.json", b'{"v":2,"positions":1e9,"output":6,"run":{},"layers":{}}'),
+        (2, "features.json", b'{"v":2,"positions":-1,"output":6,"run":{},"layers":{}}'),
+        (2, "features.json", b'{"v":2,"positions":13,"output":6,"run":{"a":3},"layers":{}}'),
+        (2, "features.json", b'{"v":2,"positions":13,"output":6,"run":{},"layers":{"a":[]}}'),
+        (2, "probes.bin", b""),
+        (2, "probes.bin", b"12345"),
+        (2, "probes.bin", bytes(40)),
+        (2, "probes.bin", b"LTP2" + b"\xff" * 28),
+        (2, "probes.bin", b"LTP2" + bytes(28)),
+        (2, "probes.bin", b"LTP2" + np.array([5, 0, 0, 0, 0, 0, 7], "<u4").tobytes() + bytes(80)),
     ],
 )
 def test_malformed_parts_are_trouble(
-    store: Store, commits: dict[str, str], name: str, data: bytes
+    store: Store, commits: dict[str, str], form: int, name: str, data: bytes
 ) -> None:
-    bad = tell(store, commits["greedy"], {name: data})
+    features = b'{"v":1,"positions":13,"logprob":"0x0.0p+0","points":{}}'
+    others = {"probes.bin": PROBES, "features.json": features} if form == 1 else {}
+    bad = tell(store, commits["greedy"], others | {name: data}, probes={"format": form})
     shown = call("show", "--json", bad)
     assert shown.status == 4
     assert [line["type"] for line in shown.objects] == ["end"]
@@ -162,7 +182,9 @@ def test_malformed_parts_are_trouble(
 
 
 def test_probes_without_positions_are_legal(store: Store, commits: dict[str, str]) -> None:
-    empty = tell(store, commits["greedy"], {"probes.bin": PROBES})
+    features = b'{"v":1,"positions":13,"logprob":"0x0.0p+0","points":{}}'
+    parts = {"probes.bin": PROBES, "features.json": features}
+    empty = tell(store, commits["greedy"], parts, probes={"format": 1})
     assert answer("show", empty)["logprobs"] == ["0x0.0p+0"] * 6
     assert call("export", empty, "-o", "never").status == 4
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from llmtrace.cli import main
 from llmtrace.errors import Trouble
 from llmtrace.model.checkpoint import Checkpoint
 from llmtrace.model.identity import identify
-from llmtrace.probes.records import read_probes_bin
+from llmtrace.probes.records import probes_bin, read_probes_bin
 from llmtrace.store.chain import Store
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def test_an_honest_record_is_verified_and_all_its_parts_are_named(
 ) -> None:
     status, line = verify(place.commit)
     assert (status, line["verdict"], line["reason"]) == (0, "verified", "")
-    parts = {"digests.bin", "features.json", "kept.000", "output.txt", "probes.bin", "prompt.txt"}
+    parts = {"digests.bin", "kept.000", "output.txt", "prompt.txt"}
+    parts |= {"features.json", "probes.bin", "scores.json"}
     assert set(line["checked"]) == {"trace", *parts}
     assert line["unchecked"] == ["attested"]
     assert line["first_difference"] is None
@@ -150,22 +152,40 @@ def prompt_text(_: dict, parts: dict[str, bytes]) -> None:
 
 def feature(_: dict, parts: dict[str, bytes]) -> None:
     made = json.loads(parts["features.json"])
-    moments = made["points"]["blocks.1.hook_resid_post"]
-    moments["rms"] = np.nextafter(float.fromhex(moments["rms"]), 9.0).hex()
-    parts["features.json"] = json.dumps(made, indent=1, sort_keys=True).encode() + b"\n"
+    means = made["layers"]["stream_rms"]["mean"]
+    means[1] = float(np.nextafter(np.float32(float.fromhex(means[1])), np.float32(9))).hex()
+    parts["features.json"] = packed(made)
+
+
+def score(_: dict, parts: dict[str, bytes]) -> None:
+    made = json.loads(parts["scores.json"])
+    made["run"]["usefulness"]["q16"] += 1
+    parts["scores.json"] = packed(made)
+
+
+def packed(made: dict) -> bytes:
+    return json.dumps(made, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
 def sample(_: dict, parts: dict[str, bytes]) -> None:
-    _, _, records = read_probes_bin(parts["probes.bin"])
-    at = len(parts["probes.bin"]) - 4  # the last of 8 samples of the last record
-    changed = np.array(records[-1, -1, 31] + 1, "<u4").tobytes()
-    parts["probes.bin"] = parts["probes.bin"][:at] + changed
+    stored = read_probes_bin(parts["probes.bin"])
+    points = stored.points.copy()
+    points[-1, -1, 23] += 1  # the last of 8 samples of the last record
+    parts["probes.bin"] = probes_bin(replace(stored, points=points))
+
+
+def head(_: dict, parts: dict[str, bytes]) -> None:
+    stored = read_probes_bin(parts["probes.bin"])
+    heads = stored.heads.copy()
+    heads[0, 1, 1, 1] ^= 1 << 16  # the sink mass of a head, by one step
+    parts["probes.bin"] = probes_bin(replace(stored, heads=heads))
 
 
 def logprob(_: dict, parts: dict[str, bytes]) -> None:
-    parts["probes.bin"] = (
-        parts["probes.bin"][:16] + bytes([parts["probes.bin"][16] ^ 1]) + parts["probes.bin"][17:]
-    )
+    stored = read_probes_bin(parts["probes.bin"])
+    drawn = stored.drawn.copy()
+    drawn[0, 0] ^= 1
+    parts["probes.bin"] = probes_bin(replace(stored, drawn=drawn))
 
 
 def kept(_: dict, parts: dict[str, bytes]) -> None:
@@ -197,7 +217,7 @@ def missing_digests(_: dict, parts: dict[str, bytes]) -> None:
 
 
 def extra_part(_: dict, parts: dict[str, bytes]) -> None:
-    parts["scores.json"] = b"{}\n"
+    parts["samples.safetensors"] = b"{}\n"
 
 
 def token(sections: dict, _: dict) -> None:
@@ -213,7 +233,9 @@ FALSIFIED = {
     prompt_text: "prompt.txt does not encode to the prompt tokens",
     feature: "features.json: differs from the replay at byte",
     sample: "probes.bin: differs from the replay at byte",
-    logprob: "probes.bin: differs from the replay at byte 16",
+    score: "scores.json: differs from the replay at byte",
+    head: "probes.bin: differs from the replay at byte",
+    logprob: "probes.bin: differs from the replay at byte 32",
     kept: "kept.000: differs from the replay at byte",
     position_digest: "digests.bin differs: position 3",
     root: "root of the activations does not follow from digests.bin",
@@ -221,7 +243,7 @@ FALSIFIED = {
     seed: "the sampler draws",
     missing_part: "features.json: missing",
     missing_digests: "digests.bin has 0 bytes",
-    extra_part: "scores.json: a replay makes no such part",
+    extra_part: "samples.safetensors: a replay makes no such part",
     token: "token 4 at position",
     prompt_token: "prompt.txt does not encode to the prompt tokens",
 }

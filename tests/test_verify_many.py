@@ -266,8 +266,10 @@ def test_the_memory_of_a_plan_is_known_before_it_is_made(
     limits = Limits(256, 256, 3, 1)
     assert footprint(model.architecture, limits, keep) == size
     positions, points = 329, 1 + 2 * 17 + 4
-    rows = 2 * (32 * points + 128 * 2) + 4 * 4 * (72 + 301)
+    rows = 2 * 32 * points + 4 * 4 * (72 + 301)
     assert model.memory(request, keep=keep) == size + positions * rows
+    whole = 3 * 4 * (32 * points + 2 * 3 * 8)
+    assert model.memory(request, keep=keep, whole=True) == size + positions * (rows + whole)
 
 
 def test_a_replay_tells_how_far_it_is(tmp_path: Path) -> None:

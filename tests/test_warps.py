@@ -46,7 +46,10 @@ def gpu(library: warp_emulator.Library, monkeypatch: pytest.MonkeyPatch) -> Cuda
 @pytest.mark.parametrize("order", [FORWARD, BACKWARD, SHUFFLED])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_warps_give_the_bits_of_the_cpu(
-    case: kernel_cases.Case, order: int, cpu: CpuDevice, gpu: CudaDevice,
+    case: kernel_cases.Case,
+    order: int,
+    cpu: CpuDevice,
+    gpu: CudaDevice,
     library: warp_emulator.Library,
 ) -> None:
     library.order = order

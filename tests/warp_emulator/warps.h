@@ -25,6 +25,7 @@
 namespace emulator {
 
 constexpr int WARP = 32, BLOCK = 128, STACK = 1 << 16;
+constexpr unsigned BROADCAST = 0x40, BALLOT = 0x80, KIND = 0xc0;  // of a point; a shuffle by xor is neither
 struct Index { unsigned x, y, z; };
 
 struct Fiber {
@@ -61,8 +62,12 @@ inline bool release(Fiber* warp) {
     if (waiting == 0) return true;
     for (int i = 0; i < WARP; i++)
         if (waiting < WARP || warp[i].point != warp[0].point) return false;
+    int lane = (int)(warp[0].point >> 8);
+    uint64_t votes = 0;
+    for (int i = 0; i < WARP; i++) votes |= (uint64_t)(warp[i].given & 1) << i;
     for (int i = 0; i < WARP; i++) {
-        warp[i].received = warp[i ^ (int)(warp[0].point >> 8)].given;
+        unsigned kind = warp[i].point & KIND;
+        warp[i].received = kind == BALLOT ? votes : warp[kind == BROADCAST ? lane : i ^ lane].given;
         warp[i].state = Fiber::READY;
     }
     return true;
@@ -112,11 +117,11 @@ inline int run(void (*body)(const uint64_t*), const uint64_t* words, unsigned gr
     return 0;
 }
 
-template <class T> T shuffle_xor(unsigned mask, T value, int distance) {
+template <class T> T shuffle(unsigned mask, T value, int lane, unsigned kind) {
     if (mask != ~0u) abort();
     uint64_t word = 0;
     memcpy(&word, &value, sizeof value);
-    word = wait((unsigned)distance << 8 | (unsigned)sizeof(T) << 1, word);
+    word = wait((unsigned)lane << 8 | kind | (unsigned)sizeof(T) << 1, word);
     memcpy(&value, &word, sizeof value);
     return value;
 }
@@ -147,13 +152,19 @@ void call(void (*body)(A...), const uint64_t* words) { call(body, words, std::in
 #define blockDim emulator::threads
 #define gridDim emulator::blocks
 #define __syncwarp() emulator::wait(1, 0)
-#define __shfl_xor_sync(mask, value, distance) emulator::shuffle_xor(mask, value, distance)
+#define __shfl_xor_sync(mask, value, distance) emulator::shuffle(mask, value, distance, 0)
+#define __shfl_sync(mask, value, lane) emulator::shuffle(mask, value, lane, emulator::BROADCAST)
+#define __ballot_sync(mask, vote) ((unsigned)emulator::wait(emulator::BALLOT, (vote) ? 1 : 0))
+#define __popc(x) __builtin_popcount(x)
+#define __ffs(x) __builtin_ffs((int)(x))
 #define __float_as_uint(x) emulator::as<unsigned>(x)
 #define __uint_as_float(x) emulator::as<float>(x)
 #define __double_as_longlong(x) emulator::as<long long>(x)
 #define __longlong_as_double(x) emulator::as<double>(x)
 #define __fmaf_rn(a, b, c) __builtin_fmaf(a, b, c)
 #define __fadd_rn(a, b) ((a) + (b))
+#define __dadd_rn(a, b) ((a) + (b))
+#define __dmul_rn(a, b) ((a) * (b))
 #define __fmul_rn(a, b) ((a) * (b))
 #define __fdiv_rn(a, b) ((a) / (b))
 #define __fsqrt_rn(x) __builtin_sqrtf(x)
