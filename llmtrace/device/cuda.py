@@ -33,7 +33,10 @@ class CudaDevice(Device):
     """Owns one GPU's stream and loaded kernels; everything happens on that stream, in order."""
 
     def __init__(
-        self, kernels: Path, cache: Path, index: int = 0,
+        self,
+        kernels: Path,
+        cache: Path,
+        index: int = 0,
         announce: Callable[[str], None] = lambda _: None,
     ) -> None:
         obstacle = _obstacle(index)
@@ -190,12 +193,14 @@ def _obstacle(index: int) -> Inconclusive | None:
     if version // 1000 < needed // 1000:
         return Inconclusive(
             f"the NVIDIA driver knows CUDA {_dotted(version)}, CuPy needs {needed // 1000}.0",
-            "update the driver", "use -d cpu",
+            "update the driver",
+            "use -d cpu",
         )
     if found[index] not in known:
         return Inconclusive(
             f"NVRTC does not compile for GPU 'cuda:{index}', an '{found[index]}'",
-            f"{nvrtc.INSTALL} --upgrade", "use -d cpu",
+            f"{nvrtc.INSTALL} --upgrade",
+            "use -d cpu",
         )
     return None
 

@@ -56,7 +56,10 @@ def architectures() -> list[str]:
 
 
 def compile_source(
-    source: str, name: str, headers: Mapping[str, str], architecture: str,
+    source: str,
+    name: str,
+    headers: Mapping[str, str],
+    architecture: str,
     flags: Sequence[str] = FLAGS,
 ) -> Binary:
     """Compiles one file; ``headers`` are all that it may include, by name.
@@ -76,14 +79,17 @@ def compile_source(
         first = next((line for line in lines if "error" in line), lines[0])
         raise Trouble(
             f"cannot compile '{name}' for '{architecture}': {first[:300]}",
-            f"update NVRTC: {INSTALL} --upgrade", "use -d cpu",
+            f"update NVRTC: {INSTALL} --upgrade",
+            "use -d cpu",
         ) from None
     finally:
         binding.destroyProgram(program)
 
 
 def cubins(
-    kernels: Path, cache: Path, architecture: str,
+    kernels: Path,
+    cache: Path,
+    architecture: str,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Path]:
     """Gives, for the name of every kernel, the cubin that holds it; compiles what the cache lacks.
@@ -151,6 +157,7 @@ def _whole(cubin: bytes) -> bytes:
     The byte is the highest of a size or an alignment, so it is zero. Loaded from memory nobody
     misses it, because Python ends bytes with a zero; a file is cut short.
     """
+
     def number(at: int, size: int) -> int:
         return int.from_bytes(cubin[at : at + size], "little")
 
