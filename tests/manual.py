@@ -65,7 +65,8 @@ def paragraph(option: click.Option) -> str:
     """What the help says of an option, as roff."""
     context = click.Context(click.Command("llmtrace"))
     names = ", ".join(f"\\fB{roff(name)}\\fR" for name in [*option.opts, *option.secondary_opts])
-    value = "" if option.is_flag or option.count else option.make_metavar(context).strip("[]")
+    value = "" if option.is_flag or option.count else option.make_metavar(context)
+    value = value[1:-1] if value[:1] + value[-1:] == "[]" else value
     value = f" \\fI{roff(value)}\\fR" if value else ""
     text = roff(" ".join((option.help or "").split()))
     if isinstance(option.show_default, str):

@@ -28,7 +28,7 @@ class _Launch(ctypes.Structure):
 
 
 class CpuDevice(Device):
-    """Owns the loaded library and the pool of threads."""
+    """Owns the loaded library and the pool of threads; a forked child cannot use it."""
 
     name = "cpu"
 
@@ -53,11 +53,12 @@ class CpuDevice(Device):
         self.threads = threads or len(os.sched_getaffinity(0))
         self.library.pool_open.restype = ctypes.c_void_p
         self.pool = ctypes.c_void_p(self.library.pool_open(self.threads))
+        self._owner = os.getpid()
         program, *rest = compiler(cxx)
         self._build = " ".join((Path(program).name, *rest, cpu))  # no paths: they become public
 
     def __del__(self) -> None:
-        if getattr(self, "pool", None):
+        if getattr(self, "_owner", 0) == os.getpid():  # a forked child has none of the threads
             self.library.pool_close(self.pool)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
