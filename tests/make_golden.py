@@ -1,8 +1,9 @@
-"""Makes the golden chain: records of every kind of run, to be verified by every later version.
+"""Makes a golden chain: records of every kind of run, to be verified by every later version.
 
     python tests/make_golden.py NAME        writes tests/golden/NAME.bundle and NAME.checksums
 
-Run once for each version of the arithmetic, when it is frozen; never again for the same one.
+Run once for each version of the arithmetic and each format of the probes, when it is frozen, and
+NAME is that; never again for the same one.
 The chain holds runs of the sample model and of ``tests/golden/model``, a random checkpoint of 2
 layers with grouped heads of odd size and llama3 rope scaling.
 """
@@ -33,6 +34,7 @@ RUNS = [
     ["-m", TINY, "bytes are all it knows", "-n", "200"],
     ["-m", TINY, "--prompt-tokens", "256 1 2 3", "-n", "130", *DRAWN],
     ["-m", TINY, LONG[:300], "-n", "9", *OF_THREE, "--keep", "unembed.*"],
+    ["The old fox said", "-n", "24", "--scheme", "samples/scheme.toml"],
 ]
 
 

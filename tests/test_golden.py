@@ -1,4 +1,4 @@
-"""Records of every frozen version of the arithmetic verify, for ever."""
+"""Records of every frozen version of the arithmetic and format of the probes verify, for ever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUNDLES = sorted(GOLDEN.glob("*.bundle"))
 
 def test_every_frozen_version_has_a_golden_chain() -> None:
     frozen = {version for version in VERSIONS if not version.endswith(".0")}
-    assert frozen == {bundle.stem for bundle in BUNDLES}
+    assert frozen == {bundle.stem for bundle in BUNDLES if not bundle.stem.startswith("probes.")}
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.stem)
@@ -40,5 +40,20 @@ def test_golden_records_verify(
         line = json.loads(capsys.readouterr().out.split("\n")[0])
         assert (status, line["verdict"], line["reason"]) == (0, "verified", "")
         assert shown["checksum"] == checksum
-        assert shown["record"]["trace"]["numerics"] == bundle.stem
+        numerics, form = "accuracy.1", 1
+        if bundle.stem.startswith("probes."):
+            form = int(bundle.stem.removeprefix("probes."))
+        else:
+            numerics = bundle.stem
+        assert shown["record"]["trace"]["numerics"] == numerics
+        assert shown["record"]["probes"]["format"] == form
     assert len(expected) >= 9
+
+
+def test_probes_move_no_checksum() -> None:
+    """The same runs with probes of another format have the same checksums."""
+    first, second = (
+        [line.split()[1] for line in (GOLDEN / f"{name}.checksums").read_text().splitlines()]
+        for name in ("accuracy.1", "probes.2")
+    )
+    assert second[: len(first)] == first
