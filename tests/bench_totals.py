@@ -1,6 +1,6 @@
 """What the running totals and features of a run cost on the host, microseconds a token.
 
-    python tests/bench_totals.py
+    python -m tests.bench_totals
 
 One JSON line: CPU time of one thread, the best of many, at a 350M shape (24 layers of 17 points,
 16 heads), of a prefill of 256 tokens at once and of tokens that come one by one.
