@@ -155,6 +155,7 @@ class Plan:
         )
         self.blocks = blocks(architecture)
         self.points = [point for block in self.blocks for point in block.points]
+        self.inner = sum(point.which == "fed" for point in self.points)  # the others come after
         self.makers = makers(self.blocks)
         for point in self.points:
             if point.rows.width > WIDEST:

@@ -25,7 +25,6 @@ def look(plan: Plan, sequence: Sequence, table_of: dict[int, int]) -> None:
     if observer is None:
         return
     wanted, size = observer.wanted(), min(LOOKED, plan.limits.rows)
-    inner = sum(p.which == "fed" for p in plan.points)
     size = min(size, plan.limits.picks)
     for begin in range(0, len(wanted), size):
         positions = wanted[begin : begin + size]
@@ -46,8 +45,8 @@ def look(plan: Plan, sequence: Sequence, table_of: dict[int, int]) -> None:
                 looked,
                 results["heads"],
                 results["drawn"][picks],
-                results["records"][:, :inner],
-                results["records"][picks, inner:],
+                results["records"][:, : plan.inner],
+                results["records"][picks, plan.inner :],
                 lambda layer: plan.cached(layer, sequence.tile0, sequence.fed),
             )
         )

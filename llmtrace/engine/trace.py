@@ -238,12 +238,11 @@ def _collect(
 ) -> Iterator[tuple[Sequence, bool, list[int], np.ndarray]]:
     """Hands the results of a step to the sequences."""
     rows, wanted = sum(count for _, count in share), sum(s.picks(count) for s, count in share)
-    outer = sum(p.which == "picked" for p in plan.points)
-    inner = len(plan.points) - outer
+    inner = plan.inner
     results = {name: plan.device.download(array[:rows]) for name, array in plan.results.items()}
     results["flaws"][wanted:, inner:] = 0
     kept = {name: plan.device.download(array[:rows]) for name, array in plan.kept.items()}
-    picked = {p.name for p in plan.points if p.which == "picked"}
+    picked = {p.name for p in plan.points[inner:]}
     tokens, logprobs = plan.tokens(wanted)
     row = pick = 0
     for sequence, count in share:
