@@ -308,7 +308,7 @@ def test_bash_completes_commands_and_options(programs: str) -> None:
     file = ROOT / "completions" / SCRIPTS["bash"]
     ask = "COMP_WORDS=(llmtrace {0}); COMP_CWORD={1}; _llmtrace_completion llmtrace; "
     ask += "echo ${{COMPREPLY[@]}}"
-    for words, index, expected in (("comp", 1, "completion"), ("completion z", 2, "zsh")):
+    for words, index, expected in (("compl", 1, "completion"), ("completion z", 2, "zsh")):
         done = subprocess.run(
             ["bash", "-c", f"source {file}; {ask.format(words, index)}"],
             env=os.environ | {"PATH": programs},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,10 +12,12 @@ import pytest
 from blake3 import blake3
 
 from checkpoints import make, reference_logits
+from llmtrace.device.compile import kernels_folder
+from llmtrace.device.cpu import CpuDevice
 from llmtrace.engine.request import Request, Sampling
 from llmtrace.engine.sequence import Trace
 from llmtrace.errors import Misuse, Trouble
-from running import device, load, run
+from running import CACHE, device, load, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -307,3 +311,15 @@ def test_rows_too_wide_to_digest_are_refused(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr("llmtrace.blocks.plan.WIDEST", 299)
     with pytest.raises(Trouble, match=r"rows of 'unembed.hook_out' have more than 299 values"):
         load(folder).plan([Request((1,), 1)])
+
+
+def test_a_forked_child_leaves_the_threads_alone() -> None:
+    """A child has none of them; whoever forks must be able to end, and to collect garbage."""
+    used = CpuDevice(kernels_folder(), CACHE, threads=2)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        used.__del__()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    used.capture([]).run(0)

@@ -151,3 +151,24 @@ def test_a_context_that_is_full_ends_the_run(run: Callable[..., str], tmp_path: 
     assert len(made["prompt_tokens"]) + len(made["output_tokens"]) <= 41
     if made["finish_reason"] == "length":
         assert len(made["prompt_tokens"]) + len(made["output_tokens"]) == 41
+
+
+def sizes(run: Callable[..., str], *arguments: str) -> dict[str, int]:
+    """Bytes of each part of a record, and of record.json."""
+    commit = run("run", "-d", "cpu", *arguments, "--format", "id").strip()
+    record = json.loads(run("show", commit, "--json").split("\n")[0])["record"]
+    return {part["name"]: part["size"] for part in record["parts"]} | {
+        "record.json": len(json.dumps(record, separators=(",", ":")))
+    }
+
+
+def test_records_are_small(run: Callable[..., str], tmp_path: Path) -> None:
+    """64 tokens of the sample model, and 1,000 of a model of 32 layers of 32 heads."""
+    found = sizes(run, "Once upon a time there was", "-n", "55")
+    assert set(found) >= {"digests.bin", "probes.bin", "features.json", "scores.json"}
+    assert sum(found.values()) <= 64 * 1024
+    shape = {"layers": 32, "heads": 32, "kv_heads": 8, "head_size": 4, "hidden": 128, "ff": 64}
+    folder = make(tmp_path / "deep", context=1024, **shape)
+    tokens = " ".join(str(i % 250) for i in range(872))
+    found = sizes(run, "-m", str(folder), "--prompt-tokens", tokens, "-n", "128")
+    assert sum(found.values()) <= 400 * 1024

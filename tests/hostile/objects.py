@@ -300,7 +300,8 @@ def _huge_json(stranger: Stranger) -> None:
 @forged("a part that is not declared", "not declared in record.json")
 def _undeclared(stranger: Stranger) -> None:
     record = stranger.run()
-    stranger.add(record, files={"record.json": record.json, **record.parts, "scores.json": b"{}"})
+    files = {"record.json": record.json, **record.parts, "samples.safetensors": b"{}"}
+    stranger.add(record, files=files)
 
 
 @forged("a part that is missing", "missing")
