@@ -1,6 +1,6 @@
 """How often `llmtrace compare` is right: other engines that are honest, and others that are not.
 
-    python -m tests.bench_compare [--trials N] [--levels stats,detail] [KIND...]
+    python -m tests.bench_compare [--trials N] [--levels stats,detail] [--seed S] [KIND...]
 
 One JSON line a level and kind: what was done, whether it should agree, trials, how many did, and
 the 95 % interval of that share (Wilson 1927); in how many trials each witness told; and where it
@@ -298,11 +298,12 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", default=[*KINDS])
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--levels", default="stats,detail")
+    parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder, home(Path(folder)):
         for level in asked.levels.split(","):
-            bench = Bench(Path(folder))
+            bench = Bench(Path(folder), asked.seed)
             for line in measure(bench, level, asked.kinds or [*KINDS], asked.trials):
                 print(json.dumps(line), flush=True)
 

@@ -65,7 +65,7 @@ WITNESSES = {
     "rms": Witness("rms: |difference| / rms", 3, 0, 2.0**-20),
     "l1": Witness("mean magnitude: |difference| / rms", 3, 0, 2.0**-20),
     "mean": Witness("mean: |difference| / rms", 2, 0, 2.0**-20),
-    "entropy": Witness("energy entropy: |difference| in nats", 5, 0, 2.0**-17),
+    "entropy": Witness("energy entropy: |difference| in nats", 7, 0, 2.0**-17),
     "dead": Witness("a column that is zero at all positions, and is not in the record", 0),
     "entry": Witness("q, k and v of the first layer together", 1.65, 3.3, SKETCH_ROUNDING),
     "total_rms": Witness("mean rms over all positions, relative", 3, 0, 2.0**-20),
