@@ -28,7 +28,7 @@ COMMANDS = {  # in the order of use, each with the first line of its help
     "diff": "Compare two records",
     "bisect": "Find where two records of one job part, and say who is right",
     "compare": "Judge another engine's activations by distance to a record",
-    "introspect": "Check whether the inside of a run is sound",
+    "introspect": "Check the inside of a run and say what it is worth",
     "export": "Write the samples and kept tensors of a record to a file",
     "report": "Show the inside of a run as a page or an HTML file",
     "remote": "List, name and forget remotes, and the nodes expected there",

@@ -1,4 +1,4 @@
-"""Introspect: the inside of a run, computed again and looked at."""
+"""Introspect: the inside of a run, computed again and looked at: is it sound, what is it worth."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from llmtrace.cli import deep, worth
 from llmtrace.cli.caps import capped
 from llmtrace.cli.frame import Session, command
 from llmtrace.cli.output import plain
@@ -14,12 +15,17 @@ from llmtrace.errors import Misuse, Trouble
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tqdm import tqdm
+
     from llmtrace.engine.trace import Model
+    from llmtrace.introspect.inside import Inside
     from llmtrace.introspect.invariants import Case, Invariant
+    from llmtrace.introspect.worth import Course
     from llmtrace.verify.caps import Caps
     from llmtrace.verify.reading import Run
 
 NAME = 32  # width of the names of invariants
+COPIES = 4  # of the rows that are looked at, as float64
 
 
 class Positions(click.ParamType["str | int"]):
@@ -45,6 +51,16 @@ class Subject(NamedTuple):
     model: Model
     positions: list[int]
     caps: Caps | None
+    deep: bool
+    answer: list[int] | None
+
+
+class Found(NamedTuple):
+    """What was looked at, the invariants, and the sections but ``run`` as JSON."""
+
+    case: Case
+    invariants: list[Invariant]
+    sections: dict[str, Any]
 
 
 @command()
@@ -55,6 +71,8 @@ class Subject(NamedTuple):
     metavar="all|last|COUNT",
     help="Look at so many positions, spread over the run (default: 64).",
 )
+@click.option("--deep", is_flag=True, help="Make further passes: in float64, by ablation.")
+@click.option("--answer", metavar="TEXT", help="Say how likely an answer to the prompt is.")
 @capped
 @click.option(
     "-m",
@@ -75,13 +93,17 @@ class Subject(NamedTuple):
     help="CPU threads (default: all cores).",
 )
 def introspect(session: Session, commit: str, **options: Any) -> int:
-    r"""Check whether the inside of a run is sound
+    r"""Check the inside of a run and say what it is worth
 
     COMMIT is any git revision of the store that holds a run. Replays it and
     checks that what each basic block gave follows from what it was given, in
     another arithmetic: a block, a weight or a row of the KV cache that is
     wrong is found and named, though nothing looks amiss. Prints a line for
-    each invariant: its verdict, how near it is to its bound, and the bound.
+    each invariant, then the scores of the run, of its least fit points and of
+    its features, then the features themselves.
+
+    --deep compares with a whole pass in float64, replaces components by their
+    mean to see what that does, and asks for gradients where torch is.
 
     Exits 0 if the inside is sound, 4 if it is not, 3 where the model is not
     here.
@@ -90,19 +112,21 @@ def introspect(session: Session, commit: str, **options: Any) -> int:
     Examples:
         llmtrace introspect HEAD
         llmtrace introspect HEAD --positions all -d cuda
+        llmtrace introspect HEAD --deep --answer ' in Paris'
     """
+    deep.checked_answer(options["answer"])
     subject = _subject(session, commit, options)
-    case, found = _checked(session, subject)
-    whole = {"run": _run(subject), "invariants": [_invariant(each) for each in found]}
+    found = _found(session, subject, options["answer"])
+    whole = {"run": _run(subject), **found.sections}
     if session.out.json:
         session.out.object("introspect", **whole)
     else:
-        for name, lines in SECTIONS.items():
+        for name in (name for name in SECTIONS if whole[name] is not None or name == "scores"):
             session.out.line(name)
-            for line in lines(whole):
-                session.out.line(plain(f"  {line}"))
-        session.out.line(_conclusion(found))
-    _complain(subject, case, found)
+            for line in SECTIONS[name](whole):
+                session.out.line(plain(f"  {line}".rstrip()))
+        session.out.line(_conclusion(found.invariants))
+    _complain(subject, found.case, found.invariants)
     return 0
 
 
@@ -132,7 +156,10 @@ def _subject(session: Session, commit: str, options: dict[str, Any]) -> Subject:
     model = models.find(claim.model, run.model_name)
     wanted, total, first = options["positions"], request.positions, len(request.prompt) - 1
     most = {"all": total, "last": 1, None: MOST}.get(wanted) or int(wanted)
-    subject = Subject(run, model, spread(total, first, run.logprobs, most), limits)
+    answer = options["answer"]
+    tokens = None if answer is None else deep.answer_tokens(model, run, answer)
+    chosen = spread(total, first, run.logprobs, most)
+    subject = Subject(run, model, chosen, limits, options["deep"], tokens)
     _afford(subject)
     return subject
 
@@ -141,35 +168,80 @@ def _afford(subject: Subject) -> None:
     """Raises Inconclusive for a stranger's run that needs more memory than is spent for others."""
     from llmtrace.blocks.llama import blocks
 
-    run, model = subject.run, subject.model
+    run, model, looked = subject.run, subject.model, len(subject.positions)
+    widths = {p.name: p.rows.width for b in blocks(model.architecture) for p in b.points}
     try:
-        needed = model.memory(run.claim.request)
+        needed = model.memory(run.claim.request, keep=widths)
     except Misuse as error:
         raise Trouble(f"'{run.id[:8]}' cannot be replayed: {error}") from None
-    widths = sum(point.rows.width for b in blocks(model.architecture) for point in b.points)
     if subject.caps:
-        subject.caps.afford(needed + 8 * widths * len(subject.positions))
+        most = deep.memory(model, run, looked, subject.answer, subject.deep)
+        subject.caps.afford(needed + 8 * COPIES * sum(widths.values()) * looked + most)
 
 
-def _checked(session: Session, subject: Subject) -> tuple[Case, list[Invariant]]:
-    """Replays the run and checks every invariant."""
+def _found(session: Session, subject: Subject, answer: str | None) -> Found:
+    """Replays the run and looks at it from all sides."""
+    from llmtrace.introspect.features import totals
     from llmtrace.introspect.inside import look
-    from llmtrace.introspect.invariants import ALL, Case, check
+    from llmtrace.introspect.invariants import ALL
+    from llmtrace.introspect.worth import Course
 
-    run, record = subject.run, subject.run.record
+    run, model = subject.run, subject.model
     clock = subject.caps.clock() if subject.caps else None
-    with session.out.progress(len(ALL) + 1, "introspect", "invariant") as bar:
-        inside = look(subject.model, run.claim, subject.positions)
-        bar.update(1)
-        digests, seed = record.parts.get("digests.bin"), record.checksum.encode()
-        case = Case(inside, subject.model, run.claim, digests, seed)
-        found = []
-        for invariant in check(case):
-            found.append(invariant)
-            bar.update(1)
-            if clock:
-                clock.check()
+
+    def heed(*_: object) -> None:
+        if clock:
+            clock.check()
+
+    count = 1 + len(ALL) + 1 + len(deep.DEEP) * subject.deep + (answer is not None)
+    with session.out.progress(count, "introspect", "step") as bar:
+        every, course = totals(model.architecture), Course(model, run.claim.request)
+        told = (every, course)
+        inside = look(model, run.claim, subject.positions, tell=told, heed=heed)
+        bar.update()
+        case, invariants = _checked(subject, inside, bar, heed)
+        sections = dict.fromkeys(("invariants", "scores", "features", *deep.DEEP, "answer"))
+        made: dict[str, Any] = sections
+        made["invariants"] = [_invariant(each) for each in invariants]
+        made["scores"] = _scores(subject, inside, course)
+        made["features"] = worth.features(every)
+        bar.update()
+        heed()
+        if subject.deep:
+            for name, found in deep.passes(model, run, inside, subject.caps, heed):
+                made[name] = found
+                bar.update()
+        if answer is not None and subject.answer:
+            made["answer"] = deep.answered(model, run, answer, subject.answer, heed)
+            bar.update()
+    return Found(case, invariants, made)
+
+
+def _checked(
+    subject: Subject, inside: Inside, bar: tqdm[None], heed: Callable[[], None]
+) -> tuple[Case, list[Invariant]]:
+    """Checks every invariant."""
+    from llmtrace.introspect.invariants import Case, check
+
+    record = subject.run.record
+    digests, seed = record.parts.get("digests.bin"), record.checksum.encode()
+    case, found = Case(inside, subject.model, subject.run.claim, digests, seed), []
+    for invariant in check(case):
+        found.append(invariant)
+        bar.update()
+        heed()
     return case, found
+
+
+def _scores(subject: Subject, inside: Inside, course: Course) -> dict[str, Any] | None:
+    """The scores; None where no position that drew a token was looked at."""
+    from llmtrace.introspect.scores import Scorer
+
+    if not len(inside.drawn):
+        return None
+    scorer = Scorer(subject.model, subject.run.claim.request)
+    scorer.add(inside)
+    return worth.scores(scorer, course.worth(subject.model, inside))
 
 
 def _run(subject: Subject) -> dict[str, Any]:
@@ -235,6 +307,12 @@ def _margin(each: dict[str, Any]) -> str:
 SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "run": _run_lines,
     "invariants": _invariant_lines,
+    "scores": worth.score_lines,
+    "features": worth.feature_lines,
+    "propagated": deep.propagated_lines,
+    "ablation": deep.ablation_lines,
+    "gradients": deep.gradient_lines,
+    "answer": deep.answer_lines,
 }
 """What is printed under each heading, from what is printed as JSON."""
 

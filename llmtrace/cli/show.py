@@ -9,6 +9,7 @@ import click
 
 from llmtrace.cli.frame import Session, command
 from llmtrace.cli.output import plain
+from llmtrace.cli.table import MOST_COLUMNS, columns, facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from llmtrace.verify.revocation import Revocation
 
 INDENT = "    "
-WIDEST = 24  # characters of a key that others chose
-MOST_COLUMNS = 6
 
 
 @command()
@@ -53,14 +52,14 @@ def show(session: Session, commit: str, tokens: bool, model: str | None) -> int:
             "show", **_whole(entry, run), revoked=revoked._asdict() if revoked else None
         )
         return 0
-    page = _table(_head(entry, revoked) | (_asked(run) if run else {}))
+    page = facts(_head(entry, revoked) | (_asked(run) if run else {}))
     page += [*_texts_of(run), *_features(run)] if run else _section(entry)
     if run and tokens:
         page += _tokens(session, run, model)
     page += _files(entry)
     if run:
         page += ["", "attested, which no replay can check"]
-        page += _table(dict(_flat(run.record.sections["attested"])), INDENT)
+        page += facts(dict(_flat(run.record.sections["attested"])), INDENT)
     for line in page:  # only now: a record is read whole before any of it is printed
         session.out.line(plain(line, keep="\t"))
     return 0
@@ -102,7 +101,7 @@ def _head(entry: Entry, revoked: Revocation | None) -> dict[str, str]:
 def _section(entry: Entry) -> list[str]:
     """The section of a record that is no run."""
     record = entry.record
-    return ["", record.kind, *_table(dict(_flat(record.sections[record.kind])), INDENT)]
+    return ["", record.kind, *facts(dict(_flat(record.sections[record.kind])), INDENT)]
 
 
 def _asked(run: Run) -> dict[str, str]:
@@ -152,32 +151,15 @@ def _features(run: Run) -> list[str]:
     if features is None:
         return []
     page = ["", "features, means over positions"]
-    page += _table({name: f"{value:.6g}" for name, value in features.run.items()}, INDENT)
+    page += facts({name: f"{value:.6g}" for name, value in features.run.items()}, INDENT)
     names = [*dict.fromkeys(name for row in features.places.values() for name in row)]
     rows = [(at, [row.get(name) for name in names]) for at, row in features.places.items()]
     if len(names) > MOST_COLUMNS:  # features one below the other, places beside each other
         places = [at for at, _ in rows]
-        columns = zip(*(values for _, values in rows), strict=True)
-        rows = list(zip(names, map(list, columns), strict=True))
+        turned = zip(*(values for _, values in rows), strict=True)
+        rows = list(zip(names, map(list, turned), strict=True))
         names = places
-    return [
-        *page,
-        *(
-            line
-            for begin in range(0, len(names), MOST_COLUMNS)
-            for line in _cells(names[begin:][:MOST_COLUMNS], rows, begin)
-        ),
-    ]
-
-
-def _cells(names: list[str], rows: list[tuple[str, list[float | None]]], begin: int) -> list[str]:
-    width = max((len(name) for name, _ in rows), default=0)
-    page = ["", f"{INDENT}{'':{width}}" + "".join(f" {name:>12}" for name in names)]
-    for name, values in rows:
-        here = values[begin:][: len(names)]
-        cells = (f"{'-':>12}" if value is None else f"{value:>12.6g}" for value in here)
-        page.append(f"{INDENT}{name:{width}} " + " ".join(cells))
-    return page
+    return [*page, *columns(names, rows, before=INDENT)]
 
 
 def _tokens(session: Session, run: Run, named: str | None) -> list[str]:
@@ -218,13 +200,8 @@ def _files(entry: Entry) -> list[str]:
     return [
         "",
         "parts",
-        *_table({p["name"]: f"{p['size']:>{width}} bytes" for p in listed}, INDENT),
+        *facts({p["name"]: f"{p['size']:>{width}} bytes" for p in listed}, INDENT),
     ]
-
-
-def _table(facts: Mapping[str, str], before: str = "") -> list[str]:
-    width = min(max(map(len, facts), default=0), WIDEST)
-    return [f"{before}{key:{width}}  {text}" for key, text in facts.items()]
 
 
 def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

@@ -18,6 +18,8 @@ from llmtrace.probes import exact
 from llmtrace.probes.records import philox
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from llmtrace.engine.trace import Model
@@ -69,16 +71,18 @@ def ablate(
     run_limit: int,
     seed: int,
     most: int = SAMPLED,
+    heed: Callable[[], None] = lambda: None,
 ) -> Ablation:
     """Ablates sampled components of a run, one at a time.
 
     ``tokens`` (T,) were fed, ``picks`` (M,) are positions that drew, ``share`` (M, K) is R there.
+    ``heed`` is called between the blocks and may raise.
     """
     import numpy as np
 
     names = components(model.architecture.layer_count)
     chosen = sampled(len(names), seed, most)
-    forward, base = Forward(model, run_limit), _Streams()
+    forward, base = Forward(model, run_limit, heed), _Streams()
     logits = forward(tokens, picks, base)
     found = []
     for index in chosen:
@@ -97,7 +101,9 @@ class _Streams(Told):
         self.rows: dict[str, np.ndarray] = {}
 
     def __call__(self, name: str, rows: np.ndarray) -> np.ndarray:
-        if name.endswith(("_out", "hook_embed", "hook_resid_mid", "hook_resid_post")):
+        if name.endswith(
+            ("hook_attn_out", "hook_mlp_out", "hook_embed", "hook_resid_mid", "hook_resid_post")
+        ):
             self.rows[name] = rows
         return rows
 

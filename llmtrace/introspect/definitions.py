@@ -40,6 +40,16 @@ DEFINITIONS = (
         ),
     ),
     Definition(
+        "fitness",
+        "feature",
+        "F = clip(-log2(|f - f64| / |f64|) / 24, 0, 1); of a count 1 if it is right, else 0",
+        (
+            "a feature that is a small difference of large numbers is unfit, its records are not",
+            "a count at its threshold may flip by rounding alone",
+            "it is said of the arithmetic: a feature may be exact and meaningless",
+        ),
+    ),
+    Definition(
         "beauty",
         "point",
         "B = max(0, (C - C0) / (1 - C0)), C = 1 - H / ln n",
@@ -55,6 +65,16 @@ DEFINITIONS = (
         "run",
         "the sum over components p of R_p B*_p",
         ("a component that attribution overrates brings its beauty with it",),
+    ),
+    Definition(
+        "beauty",
+        "feature",
+        "B = max(0, 1 - LZ(q) / LZ(q shuffled)), q the layers by positions in 8 bits",
+        (
+            "a proxy: what can be told shortly need not be worth telling",
+            "LZ78 learns slowly: of some thousand cells it sees little but repetition",
+            "one extreme value leaves all others in few of the 256 steps",
+        ),
     ),
     Definition(
         "relevance",

@@ -25,7 +25,7 @@ from llmtrace.probes.stretch import Shape
 from llmtrace.probes.totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -75,11 +75,14 @@ def features(of: Totals) -> dict[str, Any]:
         "positions": of.positions,
         "output": of.output,
         "run": {name: _numbers(one) | {"n": one.n} for name, one in run.items()},
-        "layers": {
-            name: {key: [_numbers(one)[key] for one in spreads] for key in ("mean", "low", "high")}
-            | {"n": spreads[0].n}
-            for name, spreads in of_layers.items()
-        },
+        "layers": {name: _columns(spreads) for name, spreads in of_layers.items()},
+    }
+
+
+def _columns(spreads: Sequence[Spread]) -> dict[str, Any]:
+    rows = [_numbers(one) for one in spreads]
+    return {key: [row[key] for row in rows] for key in ("mean", "low", "high")} | {
+        "n": spreads[0].n
     }
 
 

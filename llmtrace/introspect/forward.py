@@ -11,29 +11,53 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmtrace.blocks.llama import blocks
 from llmtrace.introspect import wide
 from llmtrace.introspect.fitness import fitness, silu
 from llmtrace.probes import exact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
 
     from llmtrace.engine.inside import Inside
     from llmtrace.engine.trace import Model
+    from llmtrace.model.architecture import Architecture
 
 TOGETHER = 128
 """Tokens whose attention weights are in memory at the same time."""
+COPIES = 8
+"""Of what is worked on, in the memory of the host and of the device together."""
+ANSWERED = 64
+"""Tokens of an answer whose logits are in memory at the same time."""
 NINES = 16.0
 """The most nines that are told: float64 knows no more."""
 
 
-class Forward:
-    """Computes one model in float64. ``run_limit``: prompt plus max tokens of the run."""
+def memory(a: Architecture, fed: int, looked: int, logits: int) -> int:
+    """Bytes that ``propagate`` and ``ablate`` take at most, before any is taken.
 
-    def __init__(self, model: Model, run_limit: int) -> None:
-        self._model, self._limit = model, run_limit
+    Of so many tokens fed, positions looked at, and rows of logits.
+    """
+    every = sum(point.rows.width for block in blocks(a) for point in block.points)
+    heads = a.head_count * a.head_size
+    widest = max(2 * a.ff_size, heads + 2 * a.kv_head_count * a.head_size, a.hidden_size)
+    streams = (4 * a.layer_count + 2) * a.hidden_size
+    held = fed * (streams + COPIES * widest) + looked * 2 * every + logits * COPIES * a.vocab_size
+    return 8 * (held + COPIES * TOGETHER * a.head_count * fed)
+
+
+class Forward:
+    """Computes one model in float64. ``run_limit``: prompt plus max tokens of the run.
+
+    ``heed`` is called between the blocks and may raise.
+    """
+
+    def __init__(
+        self, model: Model, run_limit: int, heed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._model, self._limit, self._heed = model, run_limit, heed
         self._blocks = wide.blocks_of(model)
         self._gains = {
             name: wide.gain(model, block).astype("f8")
@@ -94,10 +118,15 @@ class Forward:
     ) -> np.ndarray:
         """Feeds tokens (T,) and gives the logits at positions ``picks``: (M, V) f64."""
         told = told or Told()
+        return self.logits(self.stream(tokens, told)[picks], told)
+
+    def stream(self, tokens: np.ndarray, told: Told | None = None) -> np.ndarray:
+        """Feeds tokens (T,) and gives the last residual stream: (T, C) f64."""
+        told = told or Told()
         x = told("hook_embed", self.embed(tokens))
         for index in range(self._model.architecture.layer_count):
             x = self.layer(index, x, told)
-        return self.logits(x[picks], told)
+        return x
 
     def _norm(self, block: str, point: str, x: np.ndarray, told: Told) -> np.ndarray:
         import numpy as np
@@ -111,6 +140,7 @@ class Forward:
     def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
         import numpy as np
 
+        self._heed()
         (y,) = wide.linear(self._model, [wide.Outputs([self._blocks[name]], x[None])])
         return np.asarray(y[0])
 
@@ -119,6 +149,7 @@ class Forward:
 
         found = []
         for begin in range(0, len(q), TOGETHER):
+            self._heed()
             end = min(begin + TOGETHER, len(q))
             asked = wide.Mixes(q[begin:end], k[:end], v[:end], np.arange(begin, end) + 1)
             found += wide.attention(self._model, [asked])
@@ -176,7 +207,9 @@ class Propagated:
         return {**spreads, "nines": self.nines, "worst_kl": self.worst_kl, "points": points}
 
 
-def propagate(model: Model, inside: Inside, run_limit: int) -> Propagated:
+def propagate(
+    model: Model, inside: Inside, run_limit: int, heed: Callable[[], None] = lambda: None
+) -> Propagated:
     """Feeds the run's tokens in float64 and compares all that was looked at."""
     import numpy as np
 
@@ -184,7 +217,7 @@ def propagate(model: Model, inside: Inside, run_limit: int) -> Propagated:
     if not later.any():
         raise ValueError("no position that drew a token was looked at")
     kept = Kept(inside.positions, inside.rows)
-    logits64 = Forward(model, run_limit)(inside.tokens, inside.positions[later], kept)
+    logits64 = Forward(model, run_limit, heed)(inside.tokens, inside.positions[later], kept)
     logits = inside.rows["unembed.hook_out"].astype(np.float64)
     points = {
         name: exact.spread(fitness(inside.rows[name], rows)) for name, rows in kept.rows.items()
@@ -232,7 +265,12 @@ def kl(truth: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.maximum(exact.dot(exact.exp(ours), ours - theirs), 0.0)
 
 
-def likelihood(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> exact.Spread:
+def likelihood(
+    model: Model,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    heed: Callable[[], None] = lambda: None,
+) -> exact.Spread:
     """How likely the model in float64 finds a given answer: ln p by token, n its tokens."""
     import numpy as np
 
@@ -240,5 +278,10 @@ def likelihood(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> ex
         raise ValueError("no prompt, or no answer")
     tokens = np.array([*prompt, *answer][:-1], np.int64)
     picks = np.arange(len(prompt) - 1, len(tokens))
-    logits = Forward(model, len(prompt) + len(answer))(tokens, picks)
-    return exact.spread(log_softmax(logits)[np.arange(len(answer)), list(answer)])
+    forward, found = Forward(model, len(prompt) + len(answer), heed), []
+    stream = forward.stream(tokens)
+    for begin in range(0, len(picks), ANSWERED):
+        logits = forward.logits(stream[picks[begin : begin + ANSWERED]])
+        own = np.array(answer[begin : begin + ANSWERED])
+        found.append(log_softmax(logits)[np.arange(len(own)), own])
+    return exact.spread(np.concatenate(found))

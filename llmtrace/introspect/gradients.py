@@ -7,15 +7,81 @@ later layers. torch adds in an order of its own, so nothing of this is ever reco
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.weights import widen
 from llmtrace.errors import Inconclusive
+from llmtrace.introspect.relevance import Attributor, components
+from llmtrace.probes import exact
+from llmtrace.probes.records import TOKEN_FIELDS, field
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
+    from llmtrace.engine.inside import Inside
     from llmtrace.engine.trace import Model
+
+LEAST = 3
+"""Tokens whose gradients are made."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What gradients say of the components at a few tokens, beside their relevance."""
+
+    names: tuple[str, ...]
+    positions: tuple[int, ...]
+    """Those that drew the tokens: the least expected ones."""
+    share: np.ndarray
+    """(K,) f64: |gradient x activation| over the sum of all, the mean of the tokens."""
+    relevance: np.ndarray
+    """(K,) f64: their R at the same tokens."""
+
+    @property
+    def trust(self) -> exact.Spread:
+        """Spearman's correlation of both, with its 95 % interval."""
+        return exact.spearman(self.share, self.relevance)
+
+
+def memory(model: Model, fed: int) -> int:
+    """Bytes that gradients of the last of so many tokens take, about: every weight is widened."""
+    a = model.architecture
+    weights = sum(math.prod(tensor.shape) for tensor in model.checkpoint.tensors.values())
+    every = sum(point.rows.width for block in blocks(a) for point in block.points)
+    return 8 * (2 * weights + 3 * fed * every + 4 * a.layer_count * a.head_count * fed * fed)
+
+
+def opinion(
+    model: Model, inside: Inside, run_limit: int, heed: Callable[[], None] = lambda: None
+) -> Opinion:
+    """Asks for gradients at the least expected tokens that were looked at.
+
+    ``heed`` is called between the tokens and may raise. Raises Inconclusive without torch.
+    """
+    import numpy as np
+
+    later = inside.positions[inside.positions >= inside.first_pick]
+    logprob = field(inside.drawn, "logprob", TOKEN_FIELDS)
+    chosen = np.sort(logprob.argsort(kind="stable")[:LEAST])
+    drawn = np.array([inside.output[i] for i in later[chosen] - inside.first_pick])
+    parts = []
+    for position, token in zip(later[chosen], drawn, strict=True):
+        heed()
+        one = np.array([position]), np.array([token])
+        parts.append(np.abs(gradients(model, inside.tokens, *one, run_limit)))
+    size = np.concatenate(parts)
+    whole = size.sum(1, keepdims=True)
+    return Opinion(
+        tuple(components(model.architecture.layer_count)),
+        tuple(later[chosen].tolist()),
+        (size / np.where(whole > 0, whole, 1.0)).mean(0),
+        exact.mean(Attributor(model)(inside).share[chosen], axis=0),
+    )
 
 
 def gradients(

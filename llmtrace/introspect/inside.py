@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from llmtrace.engine.inside import Inside
-from llmtrace.engine.trace import Done, trace
+from llmtrace.engine.trace import Done, Fed, trace
 from llmtrace.probes.records import HEAD_WORDS, TOKEN_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
 
@@ -20,10 +20,25 @@ if TYPE_CHECKING:
 __all__ = ["Inside", "look"]
 
 
-def look(model: Model, claim: Claim, positions: Iterable[int] | None = None) -> Inside:
+class Adding(Protocol):
+    """Somebody who takes what is measured of every position, such as ``Totals``."""
+
+    def add(self, seen: Seen) -> None:
+        """Takes the next positions."""
+
+
+def look(
+    model: Model,
+    claim: Claim,
+    positions: Iterable[int] | None = None,
+    *,
+    tell: Iterable[Adding] = (),
+    heed: Callable[[Fed], None] = lambda _: None,
+) -> Inside:
     """Replays a run and gives its inside at the positions, all of them for None.
 
     What is read is what the run computed, not what it would compute if it were asked again.
+    ``tell``: who is told of every position. ``heed`` is told how far the replay is; may raise.
     """
     import numpy as np
 
@@ -32,12 +47,13 @@ def look(model: Model, claim: Claim, positions: Iterable[int] | None = None) -> 
     chosen = np.array(sorted(set(range(total) if positions is None else positions)), np.int64)
     names = [point.name for point in model.plan([request], chunk=1).points]
     plan = model.plan([request], keep=names)
-    keeper = _Keeper(chosen)
-    done = next(
-        e.trace
-        for e in trace(model, plan, [request], observe=lambda _: keeper)
-        if isinstance(e, Done)
-    )
+    keeper, done = _Keeper(chosen, tell), None
+    for event in trace(model, plan, [request], observe=lambda _: keeper):
+        if isinstance(event, Fed):
+            heed(event)
+        if isinstance(event, Done):
+            done = event.trace
+    assert done
     picked = {p.name for p in plan.points if p.which == "picked"}
     later = chosen[chosen >= first] - first
     none = np.zeros((0, a.layer_count, a.head_count, HEAD_WORDS), np.uint32)
@@ -59,8 +75,8 @@ def look(model: Model, claim: Claim, positions: Iterable[int] | None = None) -> 
 class _Keeper:
     """Observes a replay and keeps what was measured at some positions."""
 
-    def __init__(self, positions: np.ndarray) -> None:
-        self._positions = positions
+    def __init__(self, positions: np.ndarray, tell: Iterable[Adding]) -> None:
+        self._positions, self._tell = positions, tuple(tell)
         self.heads: list[np.ndarray] = []
         self.drawn: list[np.ndarray] = []
         self.points: list[np.ndarray] = []
@@ -69,6 +85,8 @@ class _Keeper:
     def saw(self, seen: Seen) -> None:
         import numpy as np
 
+        for each in self._tell:
+            each.add(seen)
         here = np.isin(seen.positions, self._positions)
         self.heads.append(seen.heads[here])
         self.points.append(seen.points[here])

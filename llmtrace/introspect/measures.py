@@ -10,10 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from llmtrace.probes import exact
+
 if TYPE_CHECKING:
     import numpy as np
 
 BUCKETS = 4
+LARGEST = 65504.0
+"""Of f16."""
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -50,6 +54,55 @@ def moments(rows: np.ndarray) -> Moments:
         size.max(1),
         np.maximum(entropy, 0.0),
     )
+
+
+def largest(rows: np.ndarray) -> np.ndarray:
+    """Where the 4 largest magnitudes of rows (N, n) stand: (N, 4) i64, the lowest of equal ones.
+
+    A row of fewer than 4 repeats index 0.
+    """
+    import numpy as np
+
+    size = np.abs(rows)
+    found = np.zeros((len(rows), 4), np.int64)
+    for k in range(4):
+        found[:, k] = size.argmax(axis=1)
+        np.put_along_axis(size, found[:, k : k + 1], -1, axis=1)
+    return found
+
+
+def counts(rows: np.ndarray, l1: np.ndarray) -> np.ndarray:
+    """Counts in rows (N, n) f32: zero or subnormal, saturated, small, outside: (N, 4).
+
+    ``l1`` (N,) f32 says what is outside: beyond twice the mean magnitude.
+    """
+    import numpy as np
+
+    size = np.abs(rows)
+    bounds = (
+        size < np.float32(2.0**-126),
+        size > np.float32(LARGEST),
+        size < size.max(axis=1, keepdims=True) * np.float32(2.0**-10),
+        size > (np.float32(2) * (l1.astype(np.float32) / np.float32(rows.shape[1])))[:, None],
+    )
+    return np.stack([found.sum(axis=1) for found in bounds], axis=1)
+
+
+def pattern(p: np.ndarray, at: np.ndarray) -> dict[str, np.ndarray]:
+    """What a head record says of attention rows p (N, T) f64 at positions (N,), (N,) each.
+
+    Rows sum to one and are 0 beyond their position. Of a fixed order, unlike ``moments``.
+    """
+    import numpy as np
+
+    row = np.arange(len(p))
+    return {
+        "entropy": exact.entropy(p),
+        "sink": p[:, 0],
+        "self": p[row, at],
+        "previous": np.where(at > 0, p[row, np.maximum(at - 1, 0)], 0.0),
+        "distance": exact.dot(p, at[:, None] - np.arange(p.shape[1])),
+    }
 
 
 def signs(seed: int, column: int, width: int) -> np.ndarray:

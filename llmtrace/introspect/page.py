@@ -15,7 +15,14 @@ from llmtrace.blocks.llama import blocks
 from llmtrace.engine.trace import Done, Fed, trace
 from llmtrace.introspect.ablation import SAMPLED, ablate
 from llmtrace.introspect.cost import costs
-from llmtrace.introspect.features import FEATURES, describe, head_kind, perplexity
+from llmtrace.introspect.features import (
+    FEATURES,
+    MOST_ROWS,
+    describe,
+    effective_rank,
+    head_kind,
+    perplexity,
+)
 from llmtrace.introspect.glance import glance
 from llmtrace.introspect.invariants import Case, check
 from llmtrace.introspect.lens import streams
@@ -106,7 +113,9 @@ def page(
     made["tokens"] = _tokens(subject, watch)
     made["lens"] = _lens(model, subject, watch, done.kept, made["tokens"])
     made["layers"], made["run_features"] = _features(watch)
-    made["meanings"] = {f.name: describe(f.name).meaning for f in FEATURES}
+    _ranks(made["layers"], done.kept)
+    named = (*(feature.name for feature in FEATURES), "effective_rank")
+    made["meanings"] = {name: describe(name).meaning for name in named}
     made["heads"] = _heads(watch)
     made["patterns"] = _patterns(last, made["heads"])
     made["attribution"] = _attribution(model, inside, made["tokens"])
@@ -232,6 +241,15 @@ def _features(watch: Watch) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             if feature.name == "logprob":
                 run["perplexity"] = _spread(perplexity(spreads[0]))
     return layers, run
+
+
+def _ranks(layers: list[dict[str, Any]], kept: Mapping[str, np.ndarray]) -> None:
+    """Tells each layer the effective rank of its stream, where streams were kept: one number."""
+    for each in layers:
+        rows = kept.get(f"blocks.{each['layer']}.hook_resid_post")
+        if rows is not None and len(rows) > 1:
+            rank, n = effective_rank(rows), min(len(rows), MOST_ROWS)
+            each["effective_rank"] = {"mean": rank, "low": rank, "high": rank, "n": n}
 
 
 def _spread(spread: Spread) -> dict[str, float | int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmtrace.introspect import wide
 from llmtrace.probes import exact
-from llmtrace.probes.records import HEAD_FIELDS, field, philox
+from llmtrace.probes.records import philox
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,10 +105,23 @@ class FeatureRelevance:
     """Share of 999 permutations, and the truth, that correlate as much."""
 
 
+def orders(count: int, seed: int) -> np.ndarray:
+    """Draws the permutations of ``count`` tokens by Philox: (999, count)."""
+    import numpy as np
+
+    index, none = np.arange(PERMUTATIONS * count, dtype=np.uint64), np.uint64(0)
+    each = np.uint64(max(count, 1))
+    words = philox((index % each, index // each, none, np.uint64(4)), seed)
+    return np.argsort(words[0].reshape(PERMUTATIONS, count), axis=1, kind="stable")
+
+
 def feature_relevance(
-    values: np.ndarray, logprob: np.ndarray, seed: int
+    values: np.ndarray, logprob: np.ndarray, order: np.ndarray
 ) -> FeatureRelevance | None:
-    """Correlates a feature's value at each token (n,) with -logprob; None of fewer than 30."""
+    """Correlates a feature's value at each token (n,) with -logprob; None of fewer than 30.
+
+    ``order``: the permutations of n, as ``orders`` gives them.
+    """
     import numpy as np
 
     if len(values) < FEWEST:
@@ -116,29 +129,7 @@ def feature_relevance(
     found = exact.spearman(values, 0.0 - np.asarray(logprob, np.float64))
     middle = (len(values) + 1) / 2
     a, b = exact.ranks(values) - middle, exact.ranks(logprob) - middle
-    count, none = np.uint64(len(values)), np.uint64(0)
-    index = np.arange(PERMUTATIONS * len(values), dtype=np.uint64)
-    words = philox((index % count, index // count, none, np.uint64(4)), seed)
-    order = np.argsort(words[0].reshape(PERMUTATIONS, -1), axis=1, kind="stable")
     others = np.abs(exact.dot(a[order], b))
     truth = float(np.abs(exact.dot(a, b)))
     as_much = int((others >= truth * (1 - 2.0**-40)).sum())
     return FeatureRelevance(abs(found.mean), found, (1 + as_much) / (1 + PERMUTATIONS))
-
-
-def token_features(inside: Inside) -> dict[str, np.ndarray]:
-    """Gives some features at each position that drew a token, (M,) f64: what R can be asked of."""
-    import numpy as np
-
-    later, a = inside.positions >= inside.first_pick, inside.architecture
-    heads = inside.heads[later]
-    visible = exact.log(inside.positions[later] + 1.0)
-    spread = field(heads, "entropy", HEAD_FIELDS).reshape(len(heads), -1)
-    found = {
-        "attention_entropy": exact.mean(spread) / np.where(visible > 0, visible, 1.0),
-        "sink_mass": exact.mean(field(heads, "sink", HEAD_FIELDS).reshape(len(heads), -1)),
-    }
-    for layer in range(a.layer_count):
-        rows = inside.rows[f"blocks.{layer}.hook_resid_post"][later].astype(np.float64)
-        found[f"residual_rms.{layer}"] = np.sqrt(exact.total(rows * rows) / a.hidden_size)
-    return found

@@ -121,15 +121,15 @@ class Scorer:
         trust: dict[str, bool] = {}
         for name, values in fitness.items():
             for point, row in zip(self._points(name), values, strict=True):
-                spread = _held(row)
+                spread = held(row)
                 trust[point] = spread.mean >= TRUSTED
                 lines.append(Score("fitness", point, spread, trust[point]))
         for name, (_, star) in beauty.items():
             for layer, row in enumerate(star):
                 point = name if len(star) == 1 else f"blocks.{layer}.{name}"
-                lines.append(Score("beauty", point, _held(row), trust.get(point, trusted)))
+                lines.append(Score("beauty", point, held(row), trust.get(point, trusted)))
         for point, column in zip(components(self._layers), relevance.T, strict=True):
-            lines.append(Score("relevance", point, _held(column), trust[point]))
+            lines.append(Score("relevance", point, held(column), trust[point]))
         return lines
 
     def _points(self, block: str) -> list[str]:
@@ -185,9 +185,9 @@ class Scorer:
         outs = np.stack([star["attn.hook_pattern"], star["mlp.hook_post"]], 1)  # (L, 2, M)
         parts = np.concatenate([star["hook_embed"], outs.reshape(-1, outs.shape[-1])])
         found = {
-            "fitness": _held(exact.mean(inner, axis=0)),
-            "beauty": _held(exact.dot(relevance, parts.T)),
-            "relevance": _held(concentration(relevance)),
+            "fitness": held(exact.mean(inner, axis=0)),
+            "beauty": held(exact.dot(relevance, parts.T)),
+            "relevance": held(concentration(relevance)),
         }
         mean = low = high = 1.0
         for each in found.values():
@@ -235,7 +235,7 @@ def _means(fitness: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
             yield (f"layers.{layer}.{name}" if name in LAYER_BLOCKS else name), float(mean)
 
 
-def _held(values: np.ndarray) -> exact.Spread:
+def held(values: np.ndarray) -> exact.Spread:
     """A mean and its interval, which cannot leave [0, 1]."""
     found = exact.spread(values)
     mean, low, high = (min(max(x, 0.0), 1.0) for x in (found.mean, found.low, found.high))
@@ -249,7 +249,7 @@ def _json(spread: exact.Spread) -> dict[str, Any]:
 
 def _by_layer(values: np.ndarray) -> dict[str, Any]:
     """Of values (L, N): the mean over layers with its interval over positions, and each layer's."""
-    found = _json(_held(exact.mean(values, axis=0)))
+    found = _json(held(exact.mean(values, axis=0)))
     if len(values) > 1:
         found["layers"] = [exact.hex32(float(mean)) for mean in exact.mean(values)]
     return found

@@ -126,6 +126,18 @@ def linear(model: Model, asked: Sequence[Outputs]) -> list[np.ndarray]:
 
 def attention(model: Model, asked: Sequence[Mixes]) -> list[np.ndarray]:
     """Gives (T, H, D) f64 for each: the values, mixed by the softmax of q·k."""
+    made = zip(_mixed(model, asked), asked, strict=True)
+    return [model.device.download(z).reshape(each.q.shape) for (z, _), each in made]
+
+
+def weights(model: Model, asked: Sequence[Mixes]) -> list[np.ndarray]:
+    """Gives (T, H, S) f64 for each: exp(q·k less the largest), 0 of what is not visible."""
+    made = zip(_mixed(model, asked), asked, strict=True)
+    return [model.device.download(w)[..., : len(each.keys)] for (_, w), each in made]
+
+
+def _mixed(model: Model, asked: Sequence[Mixes]) -> list[tuple[Array, Array]]:
+    """What attention gives and with which weights, on the device."""
     import numpy as np
 
     device, launches, results, work = model.device, [], [], 0
@@ -149,10 +161,10 @@ def attention(model: Model, asked: Sequence[Mixes]) -> list[np.ndarray]:
         ]
         args = (z, weight, *placed, heads, groups, size, stride)
         launches.append(Launch("wide_attention", args, count * heads))
-        results.append((z, each.q.shape))
+        results.append((z, weight))
         work += count * heads * size * length * 16
     device.capture(launches).run(work)
-    return [device.download(z).reshape(shape) for z, shape in results]
+    return results
 
 
 def mean_row(model: Model, matrix: Matrix) -> np.ndarray:

@@ -81,6 +81,17 @@ class Tokenizer:
         with _panic_as_trouble(self.file):
             return list(self.library.encode(text, add_special_tokens=True).ids)
 
+    def following(self, prompt_tokens: Sequence[int], prompt: str | None, text: str) -> list[int]:
+        """Tokens of a text that goes on after a prompt, without special tokens.
+
+        Where both are not the prompt's tokens and more, the text stands by itself.
+        """
+        with _panic_as_trouble(self.file):
+            whole = self.encode(prompt + text) if prompt is not None else []
+            if whole[: len(prompt_tokens)] == [*prompt_tokens]:
+                return whole[len(prompt_tokens) :]
+            return list(self.library.encode(text, add_special_tokens=False).ids)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens; special tokens and unknown ids leave none."""
         with _panic_as_trouble(self.file):

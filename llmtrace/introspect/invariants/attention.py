@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmtrace.introspect.invariants.bounds import EXP, LANES, C, U, dot, variance
+from llmtrace.introspect.measures import pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,8 +145,7 @@ def _statistics(case: Case, head: Head) -> Iterator[tuple[int, np.ndarray, np.nd
     import numpy as np
 
     at, p = case.inside.positions, head.pattern
-    ways = at[:, None] - np.arange(p.shape[1])
-    top = _top(head)
+    top, wanted = _top(head), pattern(p, at)
     common = C * np.sqrt((p**2 * head.relative).sum(axis=1) + variance() * _steps(at))
     common += 2 * head.drift[:, 0]
     yield (
@@ -153,15 +153,16 @@ def _statistics(case: Case, head: Head) -> Iterator[tuple[int, np.ndarray, np.nd
         np.log(np.exp(head.below).sum(axis=1, where=head.seen)) + top,
         _lse_bound(case, head),
     )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = -np.where(p > 0, p * np.log(p), 0.0).sum(axis=1)
-    yield ENTROPY, entropy, _entropy_bound(case, head)
+    yield ENTROPY, wanted["entropy"], _entropy_bound(case, head)
     yield MAX, top, C * np.sqrt(head.spread.max(axis=1)) + 2.0**-148
-    for word, key in ((SINK, np.zeros_like(at)), (SELF, at), (PREVIOUS, at - 1)):
-        mass = np.where(key >= 0, _pick(p, np.maximum(key, 0)), 0.0)
+    for word, name, key in (
+        (SINK, "sink", np.zeros_like(at)),
+        (SELF, "self", at),
+        (PREVIOUS, "previous", at - 1),
+    ):
         own = C * np.sqrt(_pick(head.relative, np.maximum(key, 0)) + variance() * _steps(at))
-        yield word, mass, mass * (own + common) + 2.0**-126
-    yield DISTANCE, (p * ways).sum(axis=1), 2 * (p * ways).sum(axis=1) * common + at * common
+        yield word, wanted[name], wanted[name] * (own + common) + 2.0**-126
+    yield DISTANCE, wanted["distance"], 2 * wanted["distance"] * common + at * common
 
 
 def _lse_bound(case: Case, head: Head) -> np.ndarray:

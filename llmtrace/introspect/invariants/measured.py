@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llmtrace.blocks.block import makers
 from llmtrace.introspect.invariants.bounds import LANES, U
 from llmtrace.introspect.invariants.sampling import philox
+from llmtrace.introspect.measures import LARGEST, counts, largest
 from llmtrace.probes.records import probe_seed
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 RMS, MEAN, L1, ABSMAX, KURTOSIS, ENTROPY, ARGMAX = range(7)
 TOP, TOP_VALUES, SAMPLES, SKETCHES = slice(8, 12), slice(12, 16), slice(16, 24), slice(24, 28)
-ZEROS, SATURATED, SMALL, OUTSIDE = range(28, 32)
-LARGEST = 65504.0
+COUNTS = slice(28, 32)
 PLAIN = (2.0**-30, 2.0**30)
 """Absolute maxima of rows whose fourth powers neither vanish nor overflow."""
 
@@ -51,23 +51,12 @@ def records(case: Case) -> Invariant:
 def _exact(rows: np.ndarray, found: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     import numpy as np
 
-    size, width = np.abs(rows), rows.shape[1]
-    order = np.argsort(-size, axis=1, kind="stable")[:, :4]
-    top = np.zeros((len(rows), 4), np.int64)  # a row of fewer repeats index 0
-    top[:, : order.shape[1]] = order
-    most = size[_each(rows), top[:, :1]]
-    yield "absmax", found[:, [ABSMAX]], _bits(most)
+    top = largest(rows)
+    yield "absmax", found[:, [ABSMAX]], _bits(np.abs(rows)[_each(rows), top[:, :1]])
     yield "argmax", found[:, [ARGMAX]], top[:, :1]
     yield "largest", found[:, TOP], top
-    yield "largest values", found[:, TOP_VALUES], _bits(rows)[_each(rows), top]
-    outside = np.float32(2) * (_float(found[:, [L1]]) / np.float32(width))
-    for name, word, counted in (
-        ("zeros", ZEROS, size < np.float32(2.0**-126)),
-        ("saturated", SATURATED, size > np.float32(LARGEST)),
-        ("small", SMALL, size < most * np.float32(2.0**-10)),
-        ("outside", OUTSIDE, size > outside),
-    ):
-        yield name, found[:, word], counted.sum(axis=1)
+    yield "largest values", found[:, TOP_VALUES], _bits(rows[_each(rows), top])
+    yield "counts", found[:, COUNTS], counts(rows, _float(found[:, L1]))
 
 
 def _sums(
