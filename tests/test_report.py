@@ -27,6 +27,7 @@ from llmtrace.introspect.paint import fit, wide, wrap
 from llmtrace.introspect.words import visible
 from llmtrace.probes.records import HEAD_FIELDS, field
 from llmtrace.store.chain import Store
+from llmtrace.verify.reading import Run
 from pages import HOSTILE, empty, fake
 
 STYLE = Path(terminal.__file__).parent / "report.css"
@@ -435,6 +436,22 @@ def test_numbers_of_the_page_are_those_of_the_run(
         assert all(c["ablation"] is not None for c in each["components"])
     assert page["ablation"]["n"] == len(page["attribution"][0]["components"])
     assert {e["verdict"] for e in page["invariants"]} == {"pass"}
+
+
+def test_layers_have_the_effective_rank_of_their_stream(
+    commits: dict[str, str], store: Store
+) -> None:
+    """The participation ratio of the singular values of the rows that the record keeps."""
+    page, _ = call("report", "--json", "--no-times", commits["kept"]).objects
+    kept = Run.of(store.read(commits["kept"])).kept
+    assert len(page["layers"]) == 2
+    for each in page["layers"]:
+        rows = kept[f"blocks.{each['layer']}.hook_resid_post"].astype(np.float64)
+        energy = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+        found = each["effective_rank"]
+        assert found["mean"] == pytest.approx(energy.sum() ** 2 / (energy**2).sum())
+        assert found["n"] == len(rows) == 13
+    assert page["meanings"]["effective_rank"].startswith("How many directions")
 
 
 def test_report_of_what_differs_says_so(store: Store, commits: dict[str, str]) -> None:

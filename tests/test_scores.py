@@ -27,7 +27,7 @@ from llmtrace.introspect.relevance import (
     components,
     concentration,
     feature_relevance,
-    token_features,
+    orders,
 )
 from llmtrace.introspect.scores import Scorer
 from llmtrace.probes.records import HEAD_FIELDS, field
@@ -415,27 +415,19 @@ def test_scores_are_small(tmp_path: Path) -> None:
 
 def test_relevance_of_a_feature() -> None:
     rng = np.random.default_rng(3)
-    logprob = -rng.exponential(size=60)
-    assert feature_relevance(logprob[:29], logprob[:29], 1) is None
-    perfect = feature_relevance(-(logprob**3), logprob, 1)
+    logprob, order = -rng.exponential(size=60), orders(60, 1)
+    assert feature_relevance(logprob[:29], logprob[:29], orders(29, 1)) is None
+    perfect = feature_relevance(-(logprob**3), logprob, order)
     assert perfect is not None
     assert (perfect.relevance, perfect.correlation.mean, perfect.p) == (1.0, 1.0, 0.001)
-    flat = feature_relevance(np.ones(60), logprob, 1)
+    flat = feature_relevance(np.ones(60), logprob, order)
     assert flat is not None
     assert (flat.relevance, flat.p) == (0.0, 1.0)
-    noise = [feature_relevance(rng.normal(size=60), logprob, 1) for _ in range(40)]
+    noise = [feature_relevance(rng.normal(size=60), logprob, order) for _ in range(40)]
     assert 2 < sum(found is not None and found.p < 0.25 for found in noise) < 20
     values = rng.normal(size=60) + logprob
-    found = feature_relevance(values, logprob, 1)
+    found = feature_relevance(values, logprob, order)
     assert found is not None
     ranks = [np.argsort(np.argsort(x)) for x in (values, logprob)]
     assert found.relevance == pytest.approx(abs(np.corrcoef(*ranks)[0, 1]))
     assert found.p < 0.05
-
-
-def test_features_by_token(model: Model, inside: Inside) -> None:
-    found = token_features(inside)
-    rows = inside.rows["blocks.1.hook_resid_post"][inside.first_pick :].astype("f8")
-    np.testing.assert_allclose(found["residual_rms.1"], np.sqrt((rows**2).mean(1)))
-    assert {len(values) for values in found.values()} == {9}
-    assert ((found["attention_entropy"] >= 0) & (found["attention_entropy"] <= 1.001)).all()
