@@ -13,7 +13,8 @@
 //                           (four 256-bit) registers of a core. For sums whose order the contract fixes
 //   sum(lanes)              tree a[i] += a[i+h] for h = 16, 8, 4, 2, 1; then + (+0), so never -0
 //   quarters(to, lanes)     four sums of eight neighbours each: the tree's last three levels
-//   below, above, reaching  32 comparisons with a number, as the bits of a word that all lanes see
+//   tally_below, tally_above  count 32 comparisons with a number; counted() gives what came together, to all lanes
+//   reaching                such comparisons as the bits of a word that all lanes see
 //
 // Floating point: every operation rounds once, to nearest even, subnormals kept; the flags forbid
 // contraction, so fma() happens where it is written and nowhere else. There is no float64 fma
@@ -96,14 +97,14 @@ HD lanes fraction(lanes a, lanes& exponent) {
     exponent = {(float)e};
     return {from_bits(bits(a.v) - ((u32)e << 23))};
 }
-HD u32 below(lanes a, float x) { return __ballot_sync(~0u, a.v < x); }
-HD u32 above(lanes a, float x) { return __ballot_sync(~0u, a.v > x); }
+struct tally { int n; };  // of one lane
+HD tally tally_below(tally n, lanes a, float x) { return {n.n + (a.v < x)}; }
+HD tally tally_above(tally n, lanes a, float x) { return {n.n + (a.v > x)}; }
 HD u32 reaching(lanes a, float x) { return __ballot_sync(~0u, a.v >= x); }
 HD lanes larger(lanes a, lanes b) { return {a.v > b.v ? a.v : b.v}; }
 HD lanes clamp(lanes a, float bound) { return {a.v > bound ? bound : a.v < -bound ? -bound : a.v}; }
 HD lanes load(const float* p, int n) { return {LANE < n ? p[LANE] : 0.0f}; }
 HD lanes ramp() { return {(float)LANE}; }
-HD int count_bits(u32 x) { return __popc(x); }
 HD int lowest_bit(u32 x) { return __ffs(x) - 1; }
 HD void quarters(float to[4], lanes a) {
     float t = a.v;
@@ -129,6 +130,7 @@ HD u64 all_max(u64 x) {
     for (int h = 16; h > 0; h >>= 1) { u64 y = __shfl_xor_sync(~0u, x, h); x = y > x ? y : x; }
     return x;
 }
+HD int counted(tally n) { return (int)all_sum((u64)n.n); }
 HD u32 all_max(u32 x) {
     for (int h = 16; h > 0; h >>= 1) { u32 y = __shfl_xor_sync(~0u, x, h); x = y > x ? y : x; }
     return x;
@@ -213,6 +215,9 @@ template <int OP> HD u32 compare(const lanes& a, float x) {
     __m512 y = _mm512_set1_ps(x);
     return (u32)_mm512_cmp_ps_mask(a.v[0], y, OP) | (u32)_mm512_cmp_ps_mask(a.v[1], y, OP) << 16;
 }
+struct tally { int n; };
+template <int OP> HD tally tallied(tally n, const lanes& a, float x) { return {n.n + __builtin_popcount(compare<OP>(a, x))}; }
+HD int counted(tally n) { return n.n; }
 HD lanes flip(lanes a, u32 signs) {
     __m512i minus = _mm512_set1_epi32((int)0x80000000u), u = _mm512_castps_si512(a.v[0]), w = _mm512_castps_si512(a.v[1]);
     return {{_mm512_castsi512_ps(_mm512_mask_xor_epi32(u, (__mmask16)signs, u, minus)),
@@ -270,6 +275,14 @@ template <int OP> HD u32 compare(const lanes& a, float x) {
     for (int i = 0; i < 4; i++) found |= (u32)_mm256_movemask_ps(_mm256_cmp_ps(a.v[i], y, OP)) << 8 * i;
     return found;
 }
+struct tally { word8 v; };
+template <int OP> HD tally tallied(tally n, const lanes& a, float x) {
+    __m256 y = _mm256_set1_ps(x);
+    word8 m[4];
+    for (int i = 0; i < 4; i++) m[i] = (word8)_mm256_cmp_ps(a.v[i], y, OP);
+    return {n.v - ((m[0] + m[1]) + (m[2] + m[3]))};  // what holds is -1
+}
+HD int counted(tally n) { return (int)((n.v[0] + n.v[1] + n.v[2] + n.v[3]) + (n.v[4] + n.v[5] + n.v[6] + n.v[7])); }
 HD lanes flip(lanes a, u32 signs) {
     for (int i = 0; i < 4; i++) {
         word8 bit = {1, 2, 4, 8, 16, 32, 64, 128}, mine = (word8{} + (signs >> 8 * i & 255)) & bit;
@@ -330,8 +343,8 @@ HD lanes fraction(lanes a, lanes& exponent) {
     }
     return a;
 }
-HD u32 below(const lanes& a, float x) { return compare<_CMP_LT_OQ>(a, x); }
-HD u32 above(const lanes& a, float x) { return compare<_CMP_GT_OQ>(a, x); }
+HD tally tally_below(tally n, const lanes& a, float x) { return tallied<_CMP_LT_OQ>(n, a, x); }
+HD tally tally_above(tally n, const lanes& a, float x) { return tallied<_CMP_GT_OQ>(n, a, x); }
 HD u32 reaching(const lanes& a, float x) { return compare<_CMP_GE_OQ>(a, x); }
 #else
 HD lanes magnitude(lanes a) { for (int i = 0; i < 32; i++) a.v[i] = from_bits(bits(a.v[i]) & 0x7fffffffu); return a; }
@@ -344,8 +357,10 @@ HD lanes fraction(lanes a, lanes& exponent) {
     }
     return a;
 }
-HD u32 below(const lanes& a, float x) { u32 m = 0; for (int i = 0; i < 32; i++) m |= (u32)(a.v[i] < x) << i; return m; }
-HD u32 above(const lanes& a, float x) { u32 m = 0; for (int i = 0; i < 32; i++) m |= (u32)(a.v[i] > x) << i; return m; }
+struct tally { int n; };
+HD tally tally_below(tally n, const lanes& a, float x) { for (int i = 0; i < 32; i++) n.n += a.v[i] < x; return n; }
+HD tally tally_above(tally n, const lanes& a, float x) { for (int i = 0; i < 32; i++) n.n += a.v[i] > x; return n; }
+HD int counted(tally n) { return n.n; }
 HD u32 reaching(const lanes& a, float x) { u32 m = 0; for (int i = 0; i < 32; i++) m |= (u32)(a.v[i] >= x) << i; return m; }
 #endif
 HD lanes larger(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
@@ -358,8 +373,9 @@ HD lanes clamp(lanes a, float bound) {
     return a;
 }
 HD lanes load(const float* p, int n) {
+    if (n >= 32) return load(p);
     float t[32] = {};
-    for (int i = 0; i < 32 && i < n; i++) t[i] = p[i];
+    for (int i = 0; i < n; i++) t[i] = p[i];
     return load((const float*)t);
 }
 HD lanes ramp() {  // 0, 1, ... 31
@@ -367,7 +383,6 @@ HD lanes ramp() {  // 0, 1, ... 31
     for (int i = 0; i < 32; i++) t[i] = (float)i;
     return load((const float*)t);
 }
-HD int count_bits(u32 x) { return __builtin_popcount(x); }
 HD int lowest_bit(u32 x) { return __builtin_ctz(x); }
 HD void quarters(float to[4], const lanes& a) {
     float t[32];
@@ -386,8 +401,9 @@ HD void quarter_maxima(float to[4], const lanes& a) {
     }
 }
 HD void store(float* p, const lanes& a, int n) {
+    if (n >= 32) return store(p, a);
     float t[32];
     store(t, a);
-    for (int i = 0; i < 32 && i < n; i++) p[i] = t[i];
+    for (int i = 0; i < n; i++) p[i] = t[i];
 }
 #endif

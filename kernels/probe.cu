@@ -73,7 +73,7 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
         int end = n < tile + 1024 ? n : tile + 1024;
         lanes a1 = zero(), a2 = zero(), a4 = zero(), al = zero(), ae = zero(), as = zero();
         for (int c = tile; c < end; c += 32) {
-            lanes v = c + 32 <= n ? load(x + c) : load(x + c, n - c), size = magnitude(v), square = mul(v, v);
+            lanes v = load(x + c, n - c), size = magnitude(v), square = mul(v, v);
             most = larger(most, size);
             a1 = add(a1, v);
             a2 = add(a2, square);
@@ -94,25 +94,27 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
     float least = high[0], absmax = high[0];  // at least 4 values reach the least of the 4 maxima
     for (int b = 1; b < 4; b++) least = high[b] < least ? high[b] : least, absmax = high[b] > absmax ? high[b] : absmax;
     float near = absmax * 0x1p-10f;
-    int zeros = 0, saturated = 0, small = 0, outside = 0;
+    tally zeros = {}, saturated = {}, small = {}, outside = {};
     u64 top[4] = {0, 0, 0, 0};
     for (int tile = 0; tile < n; tile += 1024) {
         int end = n < tile + 1024 ? n : tile + 1024;
         lanes as = zero();
         for (int c = tile; c < end; c += 32) {
-            lanes v = c + 32 <= n ? load(x + c) : load(x + c, n - c), size = magnitude(v);
+            lanes v = load(x + c, n - c), size = magnitude(v);
             u32 valid = c + 32 <= n ? ~0u : ~(~0u << (n - c));
-            small += count_bits(below(size, near) & valid);
-            outside += count_bits(above(size, bound));
+            small = tally_below(small, size, near);
+            outside = tally_above(outside, size, bound);
             as = add(as, flip(clamp(v, bound), (u32)(sign_bits(seed, column, (u64)c / 32) >> 32)));
-            zeros += count_bits(below(size, 0x1p-126f) & valid);
-            if (absmax > 65504.0f) saturated += count_bits(above(size, 65504.0f));
+            zeros = tally_below(zeros, size, 0x1p-126f);
+            if (absmax > 65504.0f) saturated = tally_above(saturated, size, 65504.0f);
             for (u32 m = reaching(size, least) & valid; m; m &= m - 1) take(top, x[c + lowest_bit(m)], c + lowest_bit(m));
         }
         float part[4];
         quarters(part, as);
         for (int b = 0; b < 4; b++) clipped[b] = clipped[b] + part[b];
     }
+    int none = (n + 31) / 32 * 32 - n;  // lanes behind the row are zeros
+    int counts[4] = {counted(zeros) - none, counted(saturated), counted(small) - (near > 0.0f ? none : 0), counted(outside)};
     if (!LEADER) return;
     float mean_square = s2 / floats, rms = square_root(mean_square), fourth = mean_square * mean_square;
     float entropy = usable(logarithm(s2) - 0x1.62e43p+0f * (energy / s2)), wide = square_root(floats * 0.25f);
@@ -141,7 +143,7 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
         to[24 + b / 2] = half_bits(ratio(linear[b], lin)) | half_bits(ratio(linear[b + 1], lin)) << 16;
         to[26 + b / 2] = half_bits(ratio(clipped[b], cut)) | half_bits(ratio(clipped[b + 1], cut)) << 16;
     }
-    to[28] = (u32)zeros, to[29] = (u32)saturated, to[30] = (u32)small, to[31] = (u32)outside;
+    for (int i = 0; i < 4; i++) to[28 + i] = (u32)counts[i];
 }
 
 HD void probe_item(u32* record, ProbePoint point, i64 t, int ld, const u64* seed, const i32* position, const i32* row) {
