@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-import seen as made
+from tests import seen as made
 from llmtrace.introspect.features import FEATURES
 from llmtrace.probes.records import Seen
 from llmtrace.probes.totals import Totals

@@ -528,7 +528,7 @@ def test_patterns_are_what_the_heads_saw(
 ) -> None:
     """The entropy of a row made here is the one that the attention kernel recorded."""
     from llmtrace.introspect.inside import look
-    from llmtrace.introspect.page import _patterns
+    from llmtrace.introspect.patterns import patterns
     from running import load
 
     model = load(
@@ -542,7 +542,7 @@ def test_patterns_are_what_the_heads_saw(
         for n in range(2)
         for h in range(4)
     ]
-    found = [p for head in every for p in _patterns(inside, [head])]
+    found = [p for head in every for p in patterns(inside, [head])]
     assert len(found) == 8
     entropy = field(inside.heads, "entropy", HEAD_FIELDS)
     sink = field(inside.heads, "sink", HEAD_FIELDS)

@@ -16,7 +16,7 @@ from llmtrace.engine.request import Request
 from llmtrace.introspect import worth as w
 from llmtrace.introspect.features import FEATURES, totals
 from llmtrace.introspect.inside import look
-from llmtrace.introspect.truth import Truth, some
+from llmtrace.introspect.truth import Truth
 from llmtrace.probes.records import POINT_FIELDS, TOKEN_FIELDS, field
 from llmtrace.probes.stretch import Columns
 from running import device, load
@@ -216,7 +216,7 @@ def test_a_forged_head_record_is_unfit(case: Case) -> None:
 
 def test_relevance_is_that_of_all_tokens(case: Case) -> None:
     """Also of those that were not looked at; a feature of layers is their mean."""
-    one = case.worth(some(case.inside, 30, 33))
+    one = case.worth(case.inside.at(case.inside.positions[30:33]))
     expected = truths(case)
     logprob = expected["logprob"][0]
     late = len(case.inside.positions) - len(logprob)

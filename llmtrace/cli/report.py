@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from llmtrace.cli.opening import Models
     from llmtrace.engine.trace import Fed, Model
-    from llmtrace.introspect.page import Subject
+    from llmtrace.introspect.page import Replay, Subject
     from llmtrace.store.chain import Store
     from llmtrace.verify.caps import Caps
     from llmtrace.verify.judge import Verdict
@@ -133,10 +133,11 @@ def _page(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Audits, replays and looks at one run."""
+    from llmtrace.blocks.versions import version
     from llmtrace.introspect.page import page
     from llmtrace.verify.caps import caps_for
     from llmtrace.verify.reading import Run
-    from llmtrace.verify.verify import audited, replayed
+    from llmtrace.verify.verify import audited
 
     entry = store.read(revision)
     run = Run.of(entry)
@@ -144,22 +145,46 @@ def _page(
     if verdict:
         hint = f"'llmtrace audit {run.record.node}' says more"
         raise Trouble(f"'{run.id[:8]}' is invalid: {verdict.reason}", hint)
-    verdict = replayed(store, entry, models, caps)
-    if verdict.verdict == "inconclusive":
-        raise Inconclusive(f"'{run.id[:8]}': {verdict.reason}")
-    model = models.find(run.claim.model, run.model_name)
-    limits = caps_for(store, run.record.node, caps)
-    positions = run.claim.request.positions
-    with session.out.progress(positions, "look", "position") as bar:
-        clock = limits.clock() if limits else None
+    try:
+        version(run.claim.numerics)
+        limits = caps_for(store, run.record.node, caps)
+        if limits:
+            limits.admit(run.claim.request)
+        model = models.find(run.claim.model, run.model_name)
+        positions = run.claim.request.positions
+        with session.out.progress(positions, "look", "position") as bar:
+            clock = limits.clock() if limits else None
 
-        def heed(fed: Fed) -> None:
-            bar.update(fed.positions - bar.n)
-            if clock:
-                clock.check(fed)
+            def heed(fed: Fed) -> None:
+                bar.update(fed.positions - bar.n)
+                if clock:
+                    clock.check(fed)
 
-        subject = _subject(run, model, verdict, heed)
-        return page(model, subject, **settings)
+            verdict, replayed = _replayed(run, model, limits, heed)
+            subject = _subject(run, model, verdict, heed)
+            return page(model, subject, replayed=replayed, **settings)
+    except Inconclusive as error:
+        raise Inconclusive(f"'{run.id[:8]}': {error}", *error.hints) from None
+
+
+def _replayed(
+    run: Run, model: Model, limits: Caps | None, heed: Callable[[Fed], None]
+) -> tuple[Verdict, Replay | None]:
+    """The verdict, and the replay that gave it; None where nobody could watch that."""
+    from llmtrace.introspect.page import Replay, streamed
+    from llmtrace.introspect.watch import Watch
+    from llmtrace.verify.judge import Verdict, judge
+    from llmtrace.verify.verify import remake
+
+    request, watch = run.claim.request, None
+    if run.claim.probes > 1:
+        watch = Watch(model, request)
+    keep = streamed(model, request) if watch else ()
+    made = remake(run.record, run.claim, model, limits, keep=keep, also=watch, heed=heed)
+    if isinstance(made, Verdict):
+        return made, None
+    replay = Replay(watch, made.plan, made.trace.kept) if watch else None
+    return judge(run.record, run.claim, made), replay
 
 
 def _subject(run: Run, model: Model, verdict: Verdict, heed: Callable[[Fed], None]) -> Subject:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import numpy as np
 
@@ -38,6 +38,26 @@ class Inside:
     """(M, Q, 32) u32: those of the points that exist where logits do."""
     cache: Callable[[int], tuple[np.ndarray, np.ndarray]]
     """Gives of a layer what stands in the KV cache: keys, values (T, G, D) f32."""
+
+    def at(self, positions: Iterable[int]) -> Inside:
+        """The same inside at some of its positions."""
+        import numpy as np
+
+        here = np.isin(self.positions, [*positions])
+        later = here[self.positions >= self.first_pick]
+        return replace(
+            self,
+            positions=self.positions[here],
+            # as many rows as positions: then all of them drew, and the two are the same
+            rows={
+                name: rows[here if len(rows) == len(here) else later]
+                for name, rows in self.rows.items()
+            },
+            heads=self.heads[here],
+            drawn=self.drawn[later],
+            points=self.points[here],
+            picked=self.picked[later],
+        )
 
 
 class Observer(Protocol):

@@ -19,7 +19,7 @@ from llmtrace.probes.scheme import DETAIL, NONE, Scheme
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llmtrace.engine.inside import Inside
+    from llmtrace.engine.inside import Inside, Observer
     from llmtrace.engine.request import Request
     from llmtrace.engine.trace import Model
     from llmtrace.probes.records import Seen
@@ -65,6 +65,38 @@ class Observing:
             "scores.json": _json(self._scorer.scores()),
             **({"samples.safetensors": pack_tensors(samples)} if samples else {}),
         }
+
+
+class Both:
+    """Two observers of one request, each told of the positions that it wants.
+
+    The parts are those of the first.
+    """
+
+    def __init__(self, first: Observer, second: Observer) -> None:
+        self._both = (first, second)
+        self._wanted: tuple[list[int], ...] = ()
+
+    def saw(self, seen: Seen) -> None:
+        """Takes what a step measured."""
+        for each in self._both:
+            each.saw(seen)
+
+    def wanted(self) -> list[int]:
+        """What either of them wants."""
+        self._wanted = tuple(each.wanted() for each in self._both)
+        return sorted({*self._wanted[0], *self._wanted[1]})
+
+    def looked(self, inside: Inside) -> None:
+        """Tells each of its own."""
+        for each, wanted in zip(self._both, self._wanted, strict=True):
+            mine = inside.at(wanted)
+            if len(mine.positions):
+                each.looked(mine)
+
+    def parts(self) -> dict[str, bytes]:
+        """Gives those of the first."""
+        return self._both[0].parts()
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmtrace.blocks.llama import blocks
 from llmtrace.engine.trace import Done, Fed, trace
@@ -26,9 +26,10 @@ from llmtrace.introspect.features import (
 from llmtrace.introspect.glance import glance
 from llmtrace.introspect.invariants import Case, check
 from llmtrace.introspect.lens import streams
+from llmtrace.introspect.patterns import patterns
 from llmtrace.introspect.relevance import Attributor, components
 from llmtrace.introspect.scores import Scorer
-from llmtrace.introspect.watch import ROWS, Watch
+from llmtrace.introspect.watch import Watch
 from llmtrace.probes.records import TOKEN_FIELDS, field
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from llmtrace.blocks.plan import Plan
     from llmtrace.engine.evidence import Claim
     from llmtrace.engine.inside import Inside
     from llmtrace.engine.request import Request
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 
 ATTRIBUTED = 3
 """Tokens whose attribution is shown: the least certain ones."""
-SHOWN = 4
-"""Heads whose pattern is shown: of each kind the clearest."""
 AFFORDED = 2e10
 """Operations up to which the lens looks at all positions, and components are ablated unasked."""
 LIMITS = (
@@ -81,43 +81,61 @@ class Subject:
     """Is told how far the replay is; may raise."""
 
 
-def page(
-    model: Model, subject: Subject, *, measures: bool = True, ablates: bool | None = None
-) -> Page:
-    """Replays a run and makes the page.
+class Replay(NamedTuple):
+    """What the page is made of: a replay that ``watch`` observed."""
 
-    ``measures``: the time of its blocks too. ``ablates``: whether components are ablated; for None
-    where it takes about a second.
+    watch: Watch
+    plan: Plan
+    kept: Mapping[str, np.ndarray]
+    """By name, at all positions: what ``streamed`` names."""
 
-    Raises NotFinite, and whatever ``heed`` raises.
-    """
+
+def streamed(model: Model, request: Request) -> tuple[str, ...]:
+    """The points that a replay should keep: those of the lens where it can look everywhere."""
+    affordable = _lens_operations(model, request) <= AFFORDED
+    return tuple(streams(model.architecture.layer_count)) if affordable else ()
+
+
+def replay(model: Model, subject: Subject) -> Replay:
+    """Replays the run; raises NotFinite, and whatever ``heed`` raises."""
     request = subject.claim.request
     watch = Watch(model, request)
-    keep = (
-        streams(model.architecture.layer_count)
-        if _lens_operations(model, request) <= AFFORDED
-        else ()
-    )
-    plan = model.plan([request], keep=keep)
-    done = None
+    plan = model.plan([request], keep=streamed(model, request))
     for event in trace(model, plan, [request], observe=lambda _: watch):
         if isinstance(event, Fed):
             subject.heed(event)
         if isinstance(event, Done):
-            done = event.trace
-    assert done
+            return Replay(watch, plan, event.trace.kept)
+    raise AssertionError("a trace ends with its run")
+
+
+def page(
+    model: Model,
+    subject: Subject,
+    *,
+    measures: bool = True,
+    ablates: bool | None = None,
+    replayed: Replay | None = None,
+) -> Page:
+    """Makes the page, of a replay that was ``replayed`` already or of one more.
+
+    ``measures``: the time of its blocks too. ``ablates``: whether components are ablated; for None
+    where it takes about a second.
+    """
+    request = subject.claim.request
+    watch, plan, kept = replayed or replay(model, subject)
     last, inside = watch.inside(watch.last), watch.inside(watch.chosen)
     scorer = Scorer(model, request)
     scorer.add(inside)
     made: Page = {"run": _run(model, subject)}
     made["tokens"] = _tokens(subject, watch)
-    made["lens"] = _lens(model, subject, watch, done.kept, made["tokens"])
+    made["lens"] = _lens(model, subject, watch, kept, made["tokens"])
     made["layers"], made["run_features"] = _features(watch)
-    _ranks(made["layers"], done.kept)
+    _ranks(made["layers"], kept)
     named = (*(feature.name for feature in FEATURES), "effective_rank")
     made["meanings"] = {name: describe(name).meaning for name in named}
     made["heads"] = _heads(watch)
-    made["patterns"] = _patterns(last, made["heads"])
+    made["patterns"] = patterns(last, made["heads"])
     made["attribution"] = _attribution(model, inside, made["tokens"])
     made["ablation"] = None
     if ablates or (ablates is None and _ablation_operations(model, request) <= AFFORDED):
@@ -269,51 +287,6 @@ def _heads(watch: Watch) -> list[dict[str, Any]]:
         for layer in range(words.shape[0])
         for head in range(words.shape[1])
     ]
-
-
-def _patterns(inside: Inside, heads: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of attention of a few heads at the last positions, made again in float64."""
-    import numpy as np
-
-    a = inside.architecture
-    share = a.head_count // a.kv_head_count
-    last = np.flatnonzero(inside.positions >= inside.positions[-1] + 1 - ROWS)
-    found = []
-    for head in _clearest(heads):
-        layer, number = head["layer"], head["head"]
-        rotated = inside.rows[f"blocks.{layer}.attn.hook_rot_q"][last].astype(np.float64)
-        query = rotated.reshape(len(last), a.head_count, a.head_size)[:, number]
-        keys = inside.cache(layer)[0][:, number // share].astype(np.float64)  # (T, D)
-        scores = query @ keys.T * float(a.attention_scale())
-        rows = []
-        for row, position in zip(scores, inside.positions[last], strict=True):
-            weights = np.exp(row[: position + 1] - row[: position + 1].max())
-            rows.append(np.round(weights / weights.sum(), 5).tolist())
-        positions = inside.positions[last].tolist()
-        found.append({"layer": layer, "head": number, "positions": positions, "rows": rows})
-    return found
-
-
-def _clearest(heads: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One head of each kind, the one that is most so, in the order of the layers."""
-    by_kind: dict[str, dict[str, Any]] = {}
-    for head in heads:
-        best = by_kind.get(head["kind"])
-        if best is None or _clarity(head) > _clarity(best):
-            by_kind[head["kind"]] = head
-    chosen = sorted(by_kind.values(), key=_clarity, reverse=True)[:SHOWN]
-    return sorted(chosen, key=lambda head: (head["layer"], head["head"]))
-
-
-def _clarity(head: Mapping[str, Any]) -> float:
-    values = {
-        "induction": head["induction"],
-        "previous": head["previous"],
-        "first": head["sink"],
-        "local": 1 - head["distance"],
-        "broad": head["entropy"],
-    }
-    return float(values.get(head["kind"], (1 - head["entropy"]) / 2))
 
 
 def _attribution(

@@ -43,22 +43,6 @@ def seen(inside: Inside) -> Seen:
     )
 
 
-def some(inside: Inside, begin: int, end: int) -> Inside:
-    """The same inside at some of its positions, by their order."""
-    before = int((inside.positions < inside.first_pick).sum())
-    here, there = slice(begin, end), slice(max(begin - before, 0), max(end - before, 0))
-    behind = {name: name.startswith(("ln_final.", "unembed.")) for name in inside.rows}
-    return replace(
-        inside,
-        positions=inside.positions[here],
-        rows={name: rows[there if behind[name] else here] for name, rows in inside.rows.items()},
-        heads=inside.heads[here],
-        drawn=inside.drawn[there],
-        points=inside.points[here],
-        picked=inside.picked[there],
-    )
-
-
 class Truth(Stretch):
     """The positions of an inside as features read them, of float64 in place of records."""
 

@@ -70,14 +70,11 @@ class Watch:
         """Some of what was looked at, as one."""
         import numpy as np
 
-        every, wanted = self._looked, list(positions)
-        here = [np.isin(one.positions, wanted) for one in every]
-        later = [np.isin(one.positions[one.positions >= one.first_pick], wanted) for one in every]
+        wanted = [*positions]
+        every = [one.at(wanted) for one in self._looked]
 
         def joined(parts: Iterable[np.ndarray]) -> np.ndarray:
-            parts = list(parts)
-            which = here if all(map(_is_of, parts, here)) else later
-            return np.concatenate([part[w] for part, w in zip(parts, which, strict=True)])
+            return np.concatenate([*parts])
 
         return replace(
             every[0],
@@ -88,7 +85,3 @@ class Watch:
             points=joined(one.points for one in every),
             picked=joined(one.picked for one in every),
         )
-
-
-def _is_of(part: np.ndarray, which: np.ndarray) -> bool:
-    return len(part) == len(which)

@@ -18,7 +18,7 @@ from llmtrace.introspect.features import FEATURES, totals
 from llmtrace.introspect.fitness import fitness
 from llmtrace.introspect.relevance import FeatureRelevance, feature_relevance, orders
 from llmtrace.introspect.scores import held
-from llmtrace.introspect.truth import Truth, seen, some
+from llmtrace.introspect.truth import Truth, seen
 from llmtrace.probes import exact
 from llmtrace.probes.records import philox, probe_seed
 from llmtrace.probes.stretch import Columns, Stretch
@@ -111,7 +111,7 @@ class Course:
 
         found: dict[str, list[np.ndarray]] = {feature.name: [] for feature in FEATURES}
         for begin in range(0, len(inside.positions), TOGETHER):
-            part = some(inside, begin, begin + TOGETHER)
+            part = inside.at(inside.positions[begin : begin + TOGETHER])
             records = Stretch(self._shape, self._columns, seen(part))
             truth = Truth(self._shape, self._columns, model, part)
             for feature in FEATURES:

@@ -12,7 +12,7 @@ from llmtrace.blocks.versions import version
 from llmtrace.engine import evidence
 from llmtrace.engine.trace import Done, Fed, Model, NotFinite, trace
 from llmtrace.errors import Inconclusive, Misuse, Trouble
-from llmtrace.introspect.observer import observing
+from llmtrace.introspect.observer import Both, observing
 from llmtrace.model.tokenizer import Tokenizer
 from llmtrace.probes.scheme import needs
 from llmtrace.verify.audit import audit_commit
@@ -28,7 +28,11 @@ from llmtrace.verify.judge import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmtrace.blocks.plan import Plan
+    from llmtrace.engine.inside import Observer
+    from llmtrace.engine.request import Request
     from llmtrace.engine.sequence import Trace
     from llmtrace.store.chain import Store
     from llmtrace.store.entry import Entry
@@ -99,10 +103,13 @@ def remake(
     *,
     keep: tuple[str, ...] = (),
     leaves: bool = False,
+    also: Observer | None = None,
+    heed: Callable[[Fed], None] = lambda _: None,
 ) -> Remade | Verdict:
     """Computes a claimed run again; a verdict where that already shows that the record is false.
 
-    ``keep`` and ``leaves`` are wanted beside what the record holds.
+    ``keep`` and ``leaves`` are wanted beside what the record holds. ``also`` observes the replay,
+    if it measures with probes of format 2; ``heed`` is told how far it is, and may raise.
     """
     clock = caps.clock() if caps else None
     texts = sorted({"prompt.txt", "output.txt"} & set(record.parts))
@@ -131,7 +138,7 @@ def remake(
     except (Misuse, UnicodeDecodeError) as error:
         return Verdict(INVALID, str(error), ("audit",))
     try:
-        done = _trace(model, plan, claimed, clock)
+        done = _trace(model, plan, claimed, clock, also, heed)
         told = {name: done.kept[name] for name in claimed.keep}
         parts = evidence.parts(
             done,
@@ -151,11 +158,24 @@ def remake(
     return Remade(done, section, parts, plan, encoded, model.device.describe())
 
 
-def _trace(model: Model, plan: Plan, claimed: evidence.Claim, clock: Clock | None) -> Trace:
-    observe = observing(model, claimed.level, claimed.scheme) if claimed.probes > 1 else None
-    for event in trace(model, plan, [claimed.request], observe=observe):
-        if isinstance(event, Fed) and clock:
-            clock.check(event)
+def _trace(
+    model: Model,
+    plan: Plan,
+    claimed: evidence.Claim,
+    clock: Clock | None,
+    also: Observer | None,
+    heed: Callable[[Fed], None],
+) -> Trace:
+    def observe(request: Request) -> Observer:
+        mine = observing(model, claimed.level, claimed.scheme)(request)
+        return Both(mine, also) if also else mine
+
+    watched = observe if claimed.probes > 1 else None
+    for event in trace(model, plan, [claimed.request], observe=watched):
+        if isinstance(event, Fed):
+            heed(event)
+            if clock:
+                clock.check(event)
         if isinstance(event, Done):
             return event.trace
     raise AssertionError("a trace ends with its run")
