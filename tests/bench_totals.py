@@ -12,10 +12,10 @@ import time
 
 import numpy as np
 
-from tests import seen as made
 from llmtrace.introspect.features import FEATURES
 from llmtrace.probes.records import Seen
 from llmtrace.probes.totals import Totals
+from tests import seen as made
 
 SHAPE = made.shape(layers=24, heads=16, d=1024, ff=2816, vocab=32000)
 ROWS, REPEATS = 256, 20
