@@ -1,4 +1,4 @@
-"""The options that say what the replay of a stranger's record may cost."""
+"""The options of a command that replays: with what, where, and what it may cost for strangers."""
 
 from __future__ import annotations
 
@@ -33,12 +33,19 @@ class Size(click.ParamType[int]):
 
 def capped(function: Callable[..., int]) -> Callable[..., int]:
     """Adds the options to a command; they come as max_tokens, max_memory and max_seconds."""
-    for option in reversed(_OPTIONS):
+    for option in reversed(_CAPS):
         function = option(function)
     return function
 
 
-_OPTIONS = (
+def replays(function: Callable[..., int]) -> Callable[..., int]:
+    """Adds those, and model, device and threads."""
+    for option in reversed(_WHERE):
+        function = option(function)
+    return capped(function)
+
+
+_CAPS = (
     click.option(
         "--max-tokens",
         type=click.IntRange(1),
@@ -59,5 +66,26 @@ _OPTIONS = (
         default=caps.SECONDS,
         metavar="COUNT",
         help=f"Time for a replay of other nodes' runs (default: {caps.SECONDS}).",
+    ),
+)
+
+_WHERE = (
+    click.option(
+        "-m",
+        "--model",
+        metavar="NAME|DIR",
+        help="Model to replay with (default: the one the record names).",
+    ),
+    click.option(
+        "-d",
+        "--device",
+        metavar="auto|cpu|cuda[:N]",
+        help="Where to replay; cannot move a bit (default: auto).",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        metavar="COUNT",
+        help="CPU threads (default: all cores).",
     ),
 )

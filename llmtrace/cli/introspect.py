@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from llmtrace.cli import deep, worth
-from llmtrace.cli.caps import capped
+from llmtrace.cli.caps import replays
 from llmtrace.cli.frame import Session, command
 from llmtrace.cli.output import plain
 from llmtrace.errors import Misuse, Trouble
@@ -73,25 +73,7 @@ class Found(NamedTuple):
 )
 @click.option("--deep", is_flag=True, help="Make further passes: in float64, by ablation.")
 @click.option("--answer", metavar="TEXT", help="Say how likely an answer to the prompt is.")
-@capped
-@click.option(
-    "-m",
-    "--model",
-    metavar="NAME|DIR",
-    help="Model to replay with (default: the one the record names).",
-)
-@click.option(
-    "-d",
-    "--device",
-    metavar="auto|cpu|cuda[:N]",
-    help="Where to replay; cannot move a bit (default: auto).",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    metavar="COUNT",
-    help="CPU threads (default: all cores).",
-)
+@replays
 def introspect(session: Session, commit: str, **options: Any) -> int:
     r"""Check the inside of a run and say what it is worth
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmtrace.cli.caps import capped
+from llmtrace.cli.caps import replays
 from llmtrace.cli.files import write_whole
 from llmtrace.cli.frame import Session, command
 from llmtrace.cli.output import plain
@@ -37,25 +37,7 @@ COLUMNS = 80  # where the answer does not go to a terminal
 @click.option(
     "--ablate", is_flag=True, help="Check attribution by ablation, however long it takes."
 )
-@capped
-@click.option(
-    "-m",
-    "--model",
-    metavar="NAME|DIR",
-    help="Model to replay with (default: the one the record names).",
-)
-@click.option(
-    "-d",
-    "--device",
-    metavar="auto|cpu|cuda[:N]",
-    help="Where to replay; cannot move a bit (default: auto).",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    metavar="COUNT",
-    help="CPU threads (default: all cores).",
-)
+@replays
 def report(
     session: Session,
     commit: str,

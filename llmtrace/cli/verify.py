@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from llmtrace.cli.caps import capped
+from llmtrace.cli.caps import replays
 from llmtrace.cli.frame import Session, command
 from llmtrace.cli.input import read_lines
 from llmtrace.cli.output import plain
@@ -79,25 +79,7 @@ class _Line:
 )
 @click.option("--spot-seed", metavar="HEX", help="Make the draw of this seed again.")
 @click.option("--record", "records", is_flag=True, help="Record each verdict in one's own chain.")
-@capped
-@click.option(
-    "-m",
-    "--model",
-    metavar="NAME|DIR",
-    help="Model to replay with (default: the one the record names).",
-)
-@click.option(
-    "-d",
-    "--device",
-    metavar="auto|cpu|cuda[:N]",
-    help="Where to replay; cannot move a bit (default: auto).",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    metavar="COUNT",
-    help="CPU threads (default: all cores).",
-)
+@replays
 def verify(
     session: Session,
     commits: tuple[str, ...],
