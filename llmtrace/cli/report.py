@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from llmtrace.cli.opening import Models
     from llmtrace.engine.trace import Fed, Model
+    from llmtrace.introspect.observer import Observing
     from llmtrace.introspect.page import Replay, Subject
     from llmtrace.store.chain import Store
     from llmtrace.verify.caps import Caps
@@ -158,14 +159,17 @@ def _replayed(
     from llmtrace.verify.judge import Verdict, judge
     from llmtrace.verify.verify import remake
 
-    request, watch = run.claim.request, None
-    if run.claim.probes > 1:
-        watch = Watch(model, request)
-    keep = streamed(model, request) if watch else ()
+    watches: list[Watch] = []
+
+    def watch(first: Observing) -> Watch:
+        watches.append(Watch(model, run.claim.request, first.totals))
+        return watches[0]
+
+    keep = streamed(model, run.claim.request)
     made = remake(run.record, run.claim, model, limits, keep=keep, also=watch, heed=heed)
     if isinstance(made, Verdict):
         return made, None
-    replay = Replay(watch, made.plan, made.trace.kept) if watch else None
+    replay = Replay(watches[0], made.plan, made.trace.kept) if watches else None
     return judge(run.record, run.claim, made), replay
 
 

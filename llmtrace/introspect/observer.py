@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llmtrace.engine.request import Request
     from llmtrace.engine.trace import Model
     from llmtrace.probes.records import Seen
+    from llmtrace.probes.totals import Totals
 
 
 def observing(model: Model, level: str, scheme: Scheme = NONE) -> Callable[[Request], Observing]:
@@ -40,6 +41,11 @@ class Observing:
         self._recorder = Recorder(level, first_pick, totals(model.architecture), scheme)
         self._scorer = Scorer(model, request)
         self._sampler = Sampler(model, request, self._recorder, scheme)
+
+    @property
+    def totals(self) -> Totals:
+        """Those of all positions seen so far."""
+        return self._recorder.totals
 
     def saw(self, seen: Seen) -> None:
         """Takes what a step measured."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmtrace.engine.request import Request
     from llmtrace.engine.trace import Model
     from llmtrace.probes.records import Seen
+    from llmtrace.probes.totals import Totals
 
 LOOKED = 12
 """Positions that scores, attribution and invariants look at: the last, and where the least expected
@@ -26,10 +27,14 @@ ROWS = 32
 
 
 class Watch:
-    """Observes the replay: totals of all positions, and some of them whole."""
+    """Observes the replay: totals of all positions, and some of them whole.
 
-    def __init__(self, model: Model, request: Request) -> None:
-        self.totals = totals(model.architecture)
+    ``shared`` are totals that another observer, who is told first, adds up.
+    """
+
+    def __init__(self, model: Model, request: Request, shared: Totals | None = None) -> None:
+        self.totals = shared or totals(model.architecture)
+        self._is_shared = shared is not None
         self.last = range(max(0, request.positions - ROWS), request.positions)
         self._first_pick = len(request.prompt) - 1
         self._drawn: list[np.ndarray] = []
@@ -37,7 +42,8 @@ class Watch:
 
     def saw(self, seen: Seen) -> None:
         """Takes what a step measured."""
-        self.totals.add(seen)
+        if not self._is_shared:
+            self.totals.add(seen)
         self._drawn.append(seen.drawn.copy())
 
     @property

@@ -12,7 +12,7 @@ from llmtrace.blocks.versions import version
 from llmtrace.engine import evidence
 from llmtrace.engine.trace import Done, Fed, Model, NotFinite, trace
 from llmtrace.errors import Inconclusive, Misuse, Trouble
-from llmtrace.introspect.observer import Both, observing
+from llmtrace.introspect.observer import Both, Observing, observing
 from llmtrace.model.tokenizer import Tokenizer
 from llmtrace.probes.scheme import needs
 from llmtrace.verify.audit import audit_commit
@@ -103,13 +103,14 @@ def remake(
     *,
     keep: tuple[str, ...] = (),
     leaves: bool = False,
-    also: Observer | None = None,
+    also: Callable[[Observing], Observer] | None = None,
     heed: Callable[[Fed], None] = lambda _: None,
 ) -> Remade | Verdict:
     """Computes a claimed run again; a verdict where that already shows that the record is false.
 
-    ``keep`` and ``leaves`` are wanted beside what the record holds. ``also`` observes the replay,
-    if it measures with probes of format 2; ``heed`` is told how far it is, and may raise.
+    ``keep`` and ``leaves`` are wanted beside what the record holds. ``also`` gives a second
+    observer of the replay, if it measures with probes of format 2; ``heed`` is told how far it is,
+    and may raise.
     """
     clock = caps.clock() if caps else None
     texts = sorted({"prompt.txt", "output.txt"} & set(record.parts))
@@ -163,12 +164,12 @@ def _trace(
     plan: Plan,
     claimed: evidence.Claim,
     clock: Clock | None,
-    also: Observer | None,
+    also: Callable[[Observing], Observer] | None,
     heed: Callable[[Fed], None],
 ) -> Trace:
     def observe(request: Request) -> Observer:
         mine = observing(model, claimed.level, claimed.scheme)(request)
-        return Both(mine, also) if also else mine
+        return Both(mine, also(mine)) if also else mine
 
     watched = observe if claimed.probes > 1 else None
     for event in trace(model, plan, [claimed.request], observe=watched):
