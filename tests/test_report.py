@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from browser import CHROMIUM, Browser, browser
-from commands import call, forged, tell
+from commands import answer, call, forged, tell
 from llmtrace.introspect import beside, palette, terminal
 from llmtrace.introspect.cost import traffic
 from llmtrace.introspect.glance import glance
@@ -436,6 +436,43 @@ def test_numbers_of_the_page_are_those_of_the_run(
         assert all(c["ablation"] is not None for c in each["components"])
     assert page["ablation"]["n"] == len(page["attribution"][0]["components"])
     assert {e["verdict"] for e in page["invariants"]} == {"pass"}
+
+
+@pytest.mark.parametrize("name", ["drawn", "kept", "detail"])
+def test_page_of_the_replay_that_verifies_is_that_of_another(
+    commits: dict[str, str], store: Store, place: Path, name: str
+) -> None:
+    """Who else observes a replay changes no number."""
+    from llmtrace.introspect.page import Subject
+    from llmtrace.introspect.page import page as make
+    from running import load
+
+    commit = (
+        commits.get(name)
+        or answer(
+            "run", "-d", "cpu", "-m", "tiny", "-n", "9", "--probe", "detail", "Once on a time"
+        )["commit"]
+    )
+    made, _ = call("report", "-d", "cpu", "--json", "--no-times", commit).objects
+    run = Run.of(store.read(commit))
+    subject = Subject(
+        commit,
+        run.record.checksum,
+        run.model_name,
+        run.claim,
+        run.prompt,
+        run.output,
+        "verified",
+        "",
+        run.record.parts.get("digests.bin"),
+        str,
+    )
+    model = load(place / "tiny-model", model_id=run.claim.model)
+    alone = json.loads(json.dumps(make(model, subject, measures=False)))
+    for part in ("layers", "run_features", "heads", "patterns", "scores", "invariants", "ablation"):
+        assert made[part] == alone[part], part
+    assert [t["logprob"] for t in made["tokens"]] == [t["logprob"] for t in alone["tokens"]]
+    assert made["lens"]["kl"] == alone["lens"]["kl"]
 
 
 def test_layers_have_the_effective_rank_of_their_stream(
