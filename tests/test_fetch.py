@@ -407,7 +407,7 @@ def test_a_shallow_remote_fools_nobody(
 def test_an_audit_has_a_time_cap(reader: Home, stranger: Stranger) -> None:
     """A few KB of a pack are much to hash: one blob of zeros is a part of every record."""
     zeros = {"probes.bin": bytes(64 << 20)}
-    for _ in range(10):
+    for _ in range(20):
         run = stranger.forger.run()
         three = {name: run.sections[name] for name in ("trace", "probes", "attested")}
         link = {name: value for name, value in run.link.items() if name != "format"}
@@ -415,8 +415,8 @@ def test_an_audit_has_a_time_cap(reader: Home, stranger: Stranger) -> None:
     stranger.offer(stranger.forger.tip)
     before = snapshot(reader.path)
     start = time.monotonic()
-    answer = reader.call("fetch", stranger.path, "--timeout", "1")
-    assert (answer.status, time.monotonic() - start < 10) == (4, True)
+    answer = reader.call("fetch", stranger.path, "--timeout", "2")
+    assert (answer.status, time.monotonic() - start < 20) == (4, True)
     assert "the audit takes too long" in answer.err
     assert snapshot(reader.path) == before
 
