@@ -134,10 +134,10 @@ def test_kernels_round_as_the_source_says(ptx: dict[str, str]) -> None:
 def test_every_fma_is_written_in_the_source() -> None:
     """With fma() made of two roundings no kernel has one left: contraction made none."""
     apart = dict(HEADERS)
-    apart["lanes.cuh"], count = re.subn(
+    apart["lanes_cuda.cuh"], count = re.subn(
         r"__fmaf_rn\(([\w.]+), ([\w.]+), ([\w.]+)\)",
         r"__fadd_rn(__fmul_rn(\1, \2), \3)",
-        HEADERS["lanes.cuh"],
+        HEADERS["lanes_cuda.cuh"],
     )
     assert count == 2
     for path in KERNELS.glob("*.cu"):
@@ -210,7 +210,7 @@ def test_table_of_kernels_is_whole() -> None:
 
 
 def test_thread_blocks_are_what_the_device_launches(ptx: dict[str, str]) -> None:
-    assert re.search(r"#define WARPS (\d+)", HEADERS["lanes.cuh"])[1] == str(cuda.WARPS)
+    assert re.search(r"#define WARPS (\d+)", HEADERS["lanes_cuda.cuh"])[1] == str(cuda.WARPS)
     for text in ptx.values():
         sizes = re.findall(r"^\.maxntid (\d+)", text, re.MULTILINE)
         assert sizes == [str(32 * cuda.WARPS)] * len(nvrtc.kernel_names(text))
@@ -287,7 +287,7 @@ def test_cache_is_used_and_keyed(folder: Path, tmp_path: Path) -> None:
     assert {path.parent for path in again.values()} == {folder}
     kernels = tmp_path / "kernels"
     kernels.mkdir()
-    for name in ("embed.cu", "lanes.cuh"):
+    for name in ("embed.cu", "lanes.cuh", "lanes_cuda.cuh"):
         (kernels / name).write_text((KERNELS / name).read_text() + "// changed\n")
     other = nvrtc.cubins(kernels, tmp_path, architecture[1], told.append)
     assert told == ["compiling the kernels for this GPU, once"]

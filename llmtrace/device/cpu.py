@@ -125,7 +125,7 @@ def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 
 def _word(value: Any) -> int:
-    """Packs an argument into the 64-bit word that ``call()`` of lanes.cuh unpacks."""
+    """Packs an argument into the 64-bit word that ``call()`` of lanes_host.cuh unpacks."""
     import numpy as np
 
     if value is None:

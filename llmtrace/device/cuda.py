@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-WARPS = 4  # of a thread block, as lanes.cuh has it
+WARPS = 4  # of a thread block, as lanes_cuda.cuh has it
 BLOCKS = 16  # thread blocks for each multiprocessor: 64 warps are the most that one holds
 
 

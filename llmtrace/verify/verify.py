@@ -124,11 +124,8 @@ def remake(
         return Verdict(DIFFERS, reason, ("audit",))
     wanted = tuple(sorted({*claimed.keep, *keep}))
     try:
-        whole = claimed.level == "detail" or bool(claimed.scheme.rules)
-        rows = needs(claimed.scheme, widths, model.architecture.layer_count)
-        needed = model.memory(claimed.request, keep=(*wanted, *rows), whole=whole)
         if caps:
-            caps.afford(needed + TEXT * _size(record, "prompt.txt"))
+            caps.afford(_needed(record, claimed, model, wanted, widths))
         text = record.parts["prompt.txt"].decode() if "prompt.txt" in texts else None
         plan = model.plan(
             [claimed.request],
@@ -157,6 +154,20 @@ def remake(
     encoded = tokenizer.encode(text) if tokenizer and text is not None else None
     section = evidence.trace_section(done, model.id, claimed.numerics)
     return Remade(done, section, parts, plan, encoded, model.device.describe())
+
+
+def _needed(
+    record: Record,
+    claimed: evidence.Claim,
+    model: Model,
+    wanted: tuple[str, ...],
+    widths: dict[str, int],
+) -> int:
+    """The bytes of memory that a replay takes beside the weights."""
+    whole = claimed.level == "detail" or bool(claimed.scheme.rules)
+    rows = needs(claimed.scheme, widths, model.architecture.layer_count)
+    held = model.memory(claimed.request, keep=(*wanted, *rows), whole=whole)
+    return held + TEXT * _size(record, "prompt.txt")
 
 
 def _trace(
