@@ -74,6 +74,12 @@ template <int H> HD lanes scores(const float* q, const float* kt, int D, int i) 
 }
 #endif
 
+// Scores of the first count keys of a tile; up to 31 more are written.
+ONCE void score(float* s, const float* q, const float* kt, int D, int count, float scale) {
+    for (int j = 0; j < count; j += 32)
+        store(s + j, mul(add(scores<1>(q, kt + j, D, 0), zero()), splat(scale)));
+}
+
 // What a probe keeps of a head while tiles are folded; not yet divided by l.
 struct Head {
     float u, d, first, self, previous;
@@ -81,7 +87,7 @@ struct Head {
 };
 
 // Folds a tile of weights p[0..count-1] into the head. shift: s - m; r = M - M', t = m - M'; a, b their exponentials.
-HD void fold(Head& head, const float* p, const float* shift, int begin, int count, int visible, float l, float l_tile,
+ONCE void fold(Head& head, const float* p, const float* shift, int begin, int count, int visible, float l, float l_tile,
              float r, float t, float a, float b) {
     lanes u = zero(), d = zero();
     for (int j = 0; j < count; j += 32) {
@@ -97,6 +103,15 @@ HD void fold(Head& head, const float* p, const float* shift, int begin, int coun
     head.previous = before >= 0 && before < count ? b * p[before] : a * head.previous;
 }
 
+// Folds a tile into 32 dimensions of the mix: its values times the weights p[0..quads-1], a multiple of 4.
+ONCE lanes mix(lanes o, const float* p, const float* v, int wide, int quads, float a, float b) {
+    lanes x[4] = {zero(), zero(), zero(), zero()};
+    for (int j = 0; j < quads; j += 4)
+        for (int i = 0; i < 4; i++) x[i] = fma(splat(p[j + i]), load(v + (i64)(j + i) * wide), x[i]);
+    lanes o_tile = add(add(add(x[0], x[2]), add(x[1], x[3])), zero());
+    return fma(splat(b), o_tile, mul(splat(a), o));
+}
+
 // C: the 32-wide chunks of a head.
 template <int C, bool PROBED>
 HD void attend(float* z, u32* probed, const float* q, const float* keys, const float* values, i64 tile_keys,
@@ -110,8 +125,7 @@ HD void attend(float* z, u32* probed, const float* q, const float* keys, const f
     for (int c = 0; c < C; c++) o[c] = zero();
     for (int begin = 0; begin < visible; begin += TILE, keys += tile_keys, values += tile_values) {
         int count = visible - begin < TILE ? visible - begin : TILE;
-        for (int j = 0; j < count; j += 32)
-            store(p + j, mul(add(scores<1>(q, keys + j, D, 0), zero()), splat(scale)));
+        score(p, q, keys, D, count, scale);
         SYNC_LANES();
         u32 top = 0;
         FOR_LANES(j, count) { u32 u = ordered(p[j]); top = u > top ? u : top; }
@@ -128,7 +142,7 @@ HD void attend(float* z, u32* probed, const float* q, const float* keys, const f
         }
         FOR_LANES(j, count) p[j] = exponential(p[j] - m);
         int quads = (count + 3) / 4 * 4;
-        if (LEADER) for (int j = count; j < quads; j++) p[j] = 0.0f;
+        if (LEADER) for (int j = count; j & 3; j++) p[j] = 0.0f;
         SYNC_LANES();
         float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         for (int j = 0; j < quads; j += 4)
@@ -139,14 +153,7 @@ HD void attend(float* z, u32* probed, const float* q, const float* keys, const f
         if constexpr (PROBED) fold(head, p, shift, begin, count, visible, l, l_tile, M - M_next, m - M_next, a, b);
         l = fma(b, l_tile, a * l);
 #pragma unroll
-        for (int c = 0; c < C; c++) {
-            const float* v = values + 32 * c;
-            lanes x[4] = {zero(), zero(), zero(), zero()};
-            for (int j = 0; j < quads; j += 4)
-                for (int i = 0; i < 4; i++) x[i] = fma(splat(p[j + i]), load(v + (j + i) * 32 * C), x[i]);
-            lanes o_tile = add(add(add(x[0], x[2]), add(x[1], x[3])), zero());
-            o[c] = fma(splat(b), o_tile, mul(splat(a), o[c]));
-        }
+        for (int c = 0; c < C; c++) o[c] = mix(o[c], p, values + 32 * c, 32 * C, quads, a, b);
         M = M_next;
         SYNC_LANES();
     }

@@ -4,15 +4,12 @@
 // the items; a barrier stands between launches, so a kernel sees all that the one before it wrote.
 // The caller is thread 0; the others sleep between runs. Every thread sets the floating-point mode
 // (nearest-even, subnormals kept, no traps) on entry; the caller's is restored.
-#include <atomic>
-#include <condition_variable>
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
-#include <mutex>
-#include <thread>
-#include <utility>
-#include <vector>
+// Nothing here needs the C++ library: not every compiler brings one, and some build it first, for minutes.
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -52,7 +49,7 @@ struct Mode {
 };
 
 HD void relax(int& spins) {
-    if (++spins > 4000) { std::this_thread::yield(); return; }
+    if (++spins > 4000) { sched_yield(); return; }
 #if defined(__x86_64__)
     _mm_pause();
 #elif defined(__aarch64__)
@@ -60,77 +57,101 @@ HD void relax(int& spins) {
 #endif
 }
 
-class Pool {
-  public:
-    explicit Pool(int count) : count(count) {
-        for (int i = 1; i < count; i++) threads.emplace_back([this, i] { work(i); });
-    }
-    ~Pool() {
-        { std::lock_guard<std::mutex> hold(lock); closing = true; generation++; }
-        wake.notify_all();
-        for (auto& t : threads) t.join();
-    }
-    void run(const Launch* launches, int n, bool alone) {
-        if (n == 0) return;
-        if (alone || count == 1) {  // too little work to be worth a barrier: the others sleep on
-            Mode mode;
-            for (int i = 0; i < n; i++) launches[i].kernel(Share{0, 1}, launches[i].words);
-            return;
-        }
-        list = launches, length = n;
-        { std::lock_guard<std::mutex> hold(lock); generation++; }
-        wake.notify_all();
-        share(0);
-    }
+struct Pool;
+struct Worker { Pool* pool; int index; pthread_t thread; };
 
-  private:
-    void share(int index) {
-        Mode mode;
-        const Launch* launches = list;  // the caller may set the next list as soon as the last barrier opens
-        for (int i = 0, n = length; i < n; i++) {
-            launches[i].kernel(Share{index, count}, launches[i].words);
-            barrier();
-        }
-    }
-    void barrier() {
-        unsigned now = passed.load(std::memory_order_acquire);
-        if (arrived.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
-            arrived.store(0, std::memory_order_relaxed);
-            passed.store(now + 1, std::memory_order_release);
-        } else {
-            for (int spins = 0; passed.load(std::memory_order_acquire) == now;) relax(spins);
-        }
-    }
-    void work(int index) {
-        for (u64 seen = 0;;) {
-            {   // spin a little first: the next run often comes at once
-                int spins = 0;
-                while (generation.load(std::memory_order_acquire) == seen && spins < 2000) relax(spins);
-                std::unique_lock<std::mutex> hold(lock);
-                wake.wait(hold, [&] { return generation.load() != seen; });
-                seen = generation.load();
-                if (closing) return;
-            }
-            share(index);
-        }
-    }
-
-    int count;
-    std::vector<std::thread> threads;
-    std::mutex lock;
-    std::condition_variable wake;
-    std::atomic<u64> generation{0};
-    bool closing = false;
-    const Launch* list = nullptr;
-    int length = 0;
-    std::atomic<int> arrived{0};
-    std::atomic<unsigned> passed{0};
+struct Pool {
+    int count;  // of threads, the caller among them
+    Worker* workers;
+    pthread_mutex_t lock;  // of generation and closing
+    pthread_cond_t wake;
+    u64 generation;  // of lists: the others wait for the next
+    bool closing;
+    const Launch* list;
+    int length;
+    int arrived;  // at the barrier
+    unsigned passed;  // barriers
 };
+
+void barrier(Pool& p) {
+    unsigned now = __atomic_load_n(&p.passed, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&p.arrived, 1, __ATOMIC_ACQ_REL) == p.count) {
+        __atomic_store_n(&p.arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&p.passed, now + 1, __ATOMIC_RELEASE);
+    } else {
+        for (int spins = 0; __atomic_load_n(&p.passed, __ATOMIC_ACQUIRE) == now;) relax(spins);
+    }
+}
+
+void share(Pool& p, int index) {
+    Mode mode;
+    const Launch* list = p.list;  // the caller may set the next list as soon as the last barrier opens
+    for (int i = 0, n = p.length; i < n; i++) {
+        list[i].kernel(Share{index, p.count}, list[i].words);
+        barrier(p);
+    }
+}
+
+void* work(void* worker) {
+    Pool& p = *((Worker*)worker)->pool;
+    for (u64 seen = 0;;) {
+        // spin a little first: the next run often comes at once
+        for (int spins = 0; __atomic_load_n(&p.generation, __ATOMIC_ACQUIRE) == seen && spins < 2000;) relax(spins);
+        pthread_mutex_lock(&p.lock);
+        while (p.generation == seen) pthread_cond_wait(&p.wake, &p.lock);
+        seen = p.generation;
+        bool closing = p.closing;
+        pthread_mutex_unlock(&p.lock);
+        if (closing) return nullptr;
+        share(p, ((Worker*)worker)->index);
+    }
+}
+
+void next_generation(Pool& p, bool closing) {
+    pthread_mutex_lock(&p.lock);
+    p.closing = closing;
+    __atomic_add_fetch(&p.generation, 1, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&p.lock);
+    pthread_cond_broadcast(&p.wake);
+}
 
 }  // namespace
 
-extern "C" void* pool_open(int threads) { return new Pool(threads); }
-extern "C" void pool_close(void* pool) { delete static_cast<Pool*>(pool); }
+// Opens a pool of so many threads, or of fewer where the system gives no more; null if it has no memory.
+extern "C" void* pool_open(int threads) {
+    Pool* p = (Pool*)calloc(1, sizeof(Pool));
+    Worker* workers = (Worker*)calloc((size_t)threads, sizeof(Worker));
+    if (!p || !workers) { free(p), free(workers); return nullptr; }
+    pthread_mutex_init(&p->lock, nullptr);
+    pthread_cond_init(&p->wake, nullptr);
+    p->workers = workers;
+    for (p->count = 1; p->count < threads; p->count++) {
+        Worker& worker = workers[p->count];
+        worker.pool = p, worker.index = p->count;
+        if (pthread_create(&worker.thread, nullptr, work, &worker)) break;
+    }
+    return p;
+}
+
+extern "C" void pool_close(void* pool) {
+    Pool& p = *(Pool*)pool;
+    next_generation(p, true);
+    for (int i = 1; i < p.count; i++) pthread_join(p.workers[i].thread, nullptr);
+    pthread_cond_destroy(&p.wake);
+    pthread_mutex_destroy(&p.lock);
+    free(p.workers);
+    free(&p);
+}
+
 extern "C" void pool_run(void* pool, const Launch* launches, int n, int alone) {
-    static_cast<Pool*>(pool)->run(launches, n, alone);
+    Pool& p = *(Pool*)pool;
+    if (n == 0) return;
+    if (alone || p.count == 1) {  // too little work to be worth a barrier: the others sleep on
+        Mode mode;
+        for (int i = 0; i < n; i++) launches[i].kernel(Share{0, 1}, launches[i].words);
+        return;
+    }
+    p.list = launches, p.length = n;
+    next_generation(p, false);
+    share(p, 0);
 }

@@ -29,10 +29,8 @@ typedef unsigned long long u64;
 typedef int i32;
 typedef long long i64;
 #else
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
-#include <utility>
+#include <stdint.h>
+#include <string.h>
 typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;

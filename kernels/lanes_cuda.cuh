@@ -1,6 +1,7 @@
 // lanes_cuda.cuh: the lanes of lanes.cuh are the 32 threads of a warp.
 
 #define HD static __device__ __forceinline__
+#define ONCE HD
 #define WARPS 4  // warps of one thread block
 #define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(32 * WARPS) name(__VA_ARGS__)
 #define LANE ((int)(threadIdx.x & 31))

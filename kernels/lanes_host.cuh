@@ -2,6 +2,7 @@
 // (AVX2), or an array that the compiler spreads over what there is.
 
 #define HD static inline __attribute__((always_inline))
+#define ONCE static __attribute__((noinline))
 #define LEADER true
 struct Share { i32 index, count; };  // this thread, of so many
 #define FOR_ITEMS(i, total)                                                         \
@@ -14,12 +15,14 @@ struct Share { i32 index, count; };  // this thread, of so many
 
 // A launch list holds a function and its arguments as 64-bit words; call() unpacks them.
 template <class T> HD T from_word(u64 word) { T value; memcpy(&value, &word, sizeof value); return value; }
-template <class... A, size_t... I>
-HD void call(void (*kernel)(Share, A...), Share share, const u64* words, std::index_sequence<I...>) {
+template <int... I> struct Indices {};
+template <int N, int... I> struct Below : Below<N - 1, N - 1, I...> {};  // 0, 1, ... N - 1
+template <int... I> struct Below<0, I...> { typedef Indices<I...> all; };
+template <class... A, int... I> HD void call(void (*kernel)(Share, A...), Share share, const u64* words, Indices<I...>) {
     kernel(share, from_word<A>(words[I])...);
 }
 template <class... A> HD void call(void (*kernel)(Share, A...), Share share, const u64* words) {
-    call(kernel, share, words, std::index_sequence_for<A...>{});
+    call(kernel, share, words, typename Below<sizeof...(A)>::all());
 }
 #define KERNEL(name, ...)                                                                      \
     static void name(Share share, __VA_ARGS__);                                                \

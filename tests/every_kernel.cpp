@@ -1,9 +1,19 @@
 // Runs every kernel on random and adversarial values and prints one digest a kernel.
 // Built for several hosts; all must print the same.
 #include "host.cpp"
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
+#include <stdio.h>
+
+// As much of std::vector as is used here: not every build has the C++ library. Nothing is freed.
+template <class T> struct List {
+    T* first;
+    size_t count;
+    List(size_t n, T value = {}) : first((T*)calloc(n, sizeof(T))), count(n) { for (T& x : *this) x = value; }
+    T* begin() const { return first; }
+    T* end() const { return first + count; }
+    T* data() const { return first; }
+    size_t size() const { return count; }
+    T& operator[](size_t i) const { return first[i]; }
+};
 
 static u64 state = 1;
 static u32 next() { state = state * 6364136223846793005ull + 1442695040888963407ull; return (u32)(state >> 32); }
@@ -19,13 +29,13 @@ static float value() {
         default: return from_bits((next() & 0x81ffffffu) | 0x3e000000u);
     }
 }
-static std::vector<float> values(size_t n) { std::vector<float> v(n); for (auto& x : v) x = value(); return v; }
-static std::vector<float> padded(size_t rows, size_t width, size_t ld) {
+static List<float> values(size_t n) { List<float> v(n); for (auto& x : v) x = value(); return v; }
+static List<float> padded(size_t rows, size_t width, size_t ld) {
     auto v = values(rows * ld);
     for (size_t r = 0; r < rows; r++) for (size_t c = width; c < ld; c++) v[r * ld + c] = 0;
     return v;
 }
-template <class T> static void report(const char* name, const std::vector<T>& v) {
+template <class T> static void report(const char* name, const List<T>& v) {
     u64 h = 1469598103934665603ull;
     const u8* p = (const u8*)v.data();
     for (size_t i = 0; i < v.size() * sizeof(T); i++) h = (h ^ p[i]) * 1099511628211ull;
@@ -34,9 +44,9 @@ template <class T> static void report(const char* name, const std::vector<T>& v)
 static u64 argument(const void* p) { return (u64)(uintptr_t)p; }
 static u64 argument(int i) { return (u32)i; }
 static u64 argument(float f) { return bits(f); }
+static void* pool;
 template <class... A> static void launch(Kernel kernel, A... args) {
     u64 words[] = {argument(args)...};
-    static void* pool = pool_open(2);
     Launch list{kernel, words};
     pool_run(pool, &list, 1, 0);
 }
@@ -46,30 +56,31 @@ static const i32 five = 5;
 static void weights() {
     constexpr int N = 37, K = 1090, ld = 1120;
     auto x = padded(5, K, ld), bias = values(N);
-    std::vector<u16> w(N * ld);
+    List<u16> w(N * ld);
     for (int r = 0; r < N; r++) for (int k = 0; k < K; k++) w[r * ld + k] = (u16)(bits(value()) >> 16);
-    std::vector<float> y(5 * N), wide = padded(N, K, ld);
+    List<float> y(5 * N), wide = padded(N, K, ld);
     launch(launch_linear_bf16, y.data(), w.data(), x.data(), bias.data(), &five, N, K, N, ld, ld);
     report("linear_bf16", y);
     for (auto& h : w) h &= 0xbfff;  // finite halves
     launch(launch_linear_f16, y.data(), w.data(), x.data(), (const void*)nullptr, &five, N, K, N, ld, ld);
     report("linear_f16", y);
-    for (i32 rows : {1, 2, 5}) {
+    i32 some[] = {1, 2, 5};
+    for (i32& rows : some) {
         launch(launch_linear_f32, y.data(), wide.data(), x.data(), bias.data(), &rows, N, K, N, ld, ld);
         report("linear_f32", y);
     }
     i32 token[] = {3, 0, 36, 3, 9};
-    std::vector<float> rows(5 * ld);
+    List<float> rows(5 * ld);
     launch(launch_embed_f16, rows.data(), w.data(), (const i32*)token, &five, K, ld, ld);
     report("embed_f16", rows);
     launch(launch_embed_bf16, rows.data(), w.data(), (const i32*)token, &five, K, ld, ld);
     report("embed_bf16", rows);
-    std::vector<float> normalized(5 * ld), scale(5);
+    List<float> normalized(5 * ld), scale(5);
     auto gain = padded(1, K, ld);
     launch(launch_rms_norm, rows.data(), normalized.data(), scale.data(), x.data(), gain.data(), (const void*)nullptr, &five, K, ld, 1e-5f);
     report("rms_norm", rows);
     report("rms_norm scale", scale);
-    std::vector<u32> record(5 * 32);
+    List<u32> record(5 * 32);
     u64 seed[] = {1, 2, 3, ~0ull, 5};
     launch(launch_moments, record.data(), x.data(), (const u64*)seed, (const i32*)token, &five, K, 32, ld, 7);
     report("moments", record);
@@ -77,7 +88,7 @@ static void weights() {
 
 static void elements() {
     auto a = values(5 * 700), b = values(5 * 700);
-    std::vector<float> y(5 * 700);
+    List<float> y(5 * 700);
     launch(launch_silu_mul, y.data(), a.data(), b.data(), &five, 700, 700, 700);
     report("silu_mul", y);
     launch(launch_add, y.data(), a.data(), b.data(), &five, 700, 700);
@@ -87,23 +98,23 @@ static void elements() {
 static void heads() {
     constexpr int H = 4, G = 2, D = 40, P = 300, wide = 64;
     i32 rows = P;
-    std::vector<i32> position(P), tile0(P, 1), table(P, 0);
+    List<i32> position(P), tile0(P, 1), table(P, 0);
     for (int t = 0; t < P; t++) position[t] = t;
-    std::vector<float> cosine(P * D / 2), sine(P * D / 2), frequency(D / 2), factor(1, 1.5f), q(P * H * D), z(P * H * D);
+    List<float> cosine(P * D / 2), sine(P * D / 2), frequency(D / 2), factor(1, 1.5f), q(P * H * D), z(P * H * D);
     for (int i = 0; i < D / 2; i++) frequency[i] = 1.0f / (float)(1 + i * i);
     launch(launch_angles, cosine.data(), sine.data(), position.data(), table.data(), frequency.data(), factor.data(), &rows, D / 2, D / 2);
     report("angles", cosine);
-    auto small = [](size_t n) { std::vector<float> v(n); for (auto& x : v) x = from_bits((next() & 0x80ffffffu) | 0x3e000000u); return v; };
+    auto small = [](size_t n) { List<float> v(n); for (auto& x : v) x = from_bits((next() & 0x80ffffffu) | 0x3e000000u); return v; };
     auto x = small(P * H * D), k = small(P * G * D), v = values(P * G * D);
     launch(launch_rope, q.data(), x.data(), cosine.data(), sine.data(), &rows, H, D / 2, D / 2, H * D, H * D);
     report("rope", q);
-    std::vector<float> keys(4 * G * D * 128), vals(4 * G * 128 * wide);
+    List<float> keys(4 * G * D * 128), vals(4 * G * 128 * wide);
     launch(launch_kv_append, keys.data(), vals.data(), k.data(), v.data(), position.data(), tile0.data(), &rows, G, D, wide, G * D, G * D);
     report("kv_append keys", keys);
     report("kv_append values", vals);
     launch(launch_attention_2, z.data(), q.data(), keys.data(), vals.data(), position.data(), tile0.data(), &rows, H, G, D, H * D, H * D, 0.25f);
     report("attention_2", z);
-    std::vector<float> again(P * H * D), records(P * H * 8);
+    List<float> again(P * H * D), records(P * H * 8);
     launch(launch_probed_attention_2, again.data(), records.data(), q.data(), keys.data(), vals.data(), position.data(), tile0.data(),
            &rows, H, G, D, H * D, 8 * H, H * D, 0.25f);
     if (memcmp(again.data(), z.data(), 4 * z.size())) abort();  // a probe moves no bit
@@ -112,17 +123,19 @@ static void heads() {
 
 static void draws() {
     constexpr int V = 1003;
-    std::vector<float> logits(5 * V), heat = {0.0f, 0.5f, 1.0f, 2.0f, 100.0f}, logprob(5);
+    List<float> logits(5 * V), logprob(5);
     for (auto& x : logits) x = (float)(i32)(next() >> 24) / 16 - 8;  // many ties
-    std::vector<i32> top_k = {0, 0, 7, 50, 1}, row = {0, 1, 2, 3, 4}, position = {4, 9, 1, 0, 77}, token(5);
-    std::vector<u64> top_p = {1ull << 32, 1ull << 31, 3ull << 30, 1, 1ull << 32}, seed = {0, 1, ~0ull, 3, 4};
-    std::vector<u32> weight(5 * V);
-    launch(launch_sample, token.data(), logprob.data(), weight.data(), logits.data(), heat.data(), top_k.data(), top_p.data(),
-           seed.data(), row.data(), position.data(), &five, V, V);
+    float heat[] = {0.0f, 0.5f, 1.0f, 2.0f, 100.0f};
+    i32 top_k[] = {0, 0, 7, 50, 1}, row[] = {0, 1, 2, 3, 4}, position[] = {4, 9, 1, 0, 77};
+    List<i32> token(5);
+    u64 top_p[] = {1ull << 32, 1ull << 31, 3ull << 30, 1, 1ull << 32}, seed[] = {0, 1, ~0ull, 3, 4};
+    List<u32> weight(5 * V);
+    launch(launch_sample, token.data(), logprob.data(), weight.data(), logits.data(), (const float*)heat, (const i32*)top_k, (const u64*)top_p,
+           (const u64*)seed, (const i32*)row, (const i32*)position, &five, V, V);
     report("sample", token);
     report("sample logprob", logprob);
-    std::vector<u32> digest(5 * 3 * 8);
-    std::vector<u8> flaw(5 * 3);
+    List<u32> digest(5 * 3 * 8);
+    List<u8> flaw(5 * 3);
     Point points[] = {{argument(logits.data()), V, V, 0}, {argument(logits.data()), V, 1, 1}, {argument(logits.data()), V, 256, 2}};
     launch(launch_blake3, digest.data(), flaw.data(), (const Point*)points, &five, 3, 3);
     report("blake3", digest);
@@ -134,10 +147,10 @@ static void probes() {
     ProbePoint points[] = {{argument(a.data()), A, A, 0}, {argument(b.data()), B, 37, 1}};
     u64 seed[] = {1, 2, 3, ~0ull, 5};
     i32 position[] = {0, 1, 2, 300, 4}, token[] = {0, 7, 1000, 3, 1089};
-    std::vector<u32> record(5 * P * 32), drawn(5 * 4);
+    List<u32> record(5 * P * 32), drawn(5 * 4);
     launch(launch_probe, record.data(), (const ProbePoint*)points, (const u64*)seed, (const i32*)position, (const void*)nullptr, &five, P, P);
     report("probe", record);
-    std::vector<u8> flaw(5 * P, 9);
+    List<u8> flaw(5 * P, 9);
     a[3] = from_bits(0x7f800000u);
     launch(launch_finite, flaw.data(), (const ProbePoint*)points, &five, P, P);
     report("finite", flaw);
@@ -147,16 +160,20 @@ static void probes() {
     report("token", drawn);
 }
 
-static std::vector<double> widened(const std::vector<float>& v) { return std::vector<double>(v.begin(), v.end()); }
+static List<double> widened(const List<float>& v) {
+    List<double> w(v.size());
+    for (size_t i = 0; i < v.size(); i++) w[i] = v[i];
+    return w;
+}
 
 static void scores() {
     constexpr int N = 300, K = 1090, ld = 1120;
     auto x = widened(padded(5, K, ld));
     auto bias = values(N), single = padded(N, K, ld);
-    std::vector<u16> w(N * ld);
+    List<u16> w(N * ld);
     for (auto& half : w) half = (u16)(bits(value()) >> 16);
     i32 row[] = {299, 0, 17};
-    std::vector<double> y(5 * N), some(5 * 3), sums(2 * ld);
+    List<double> y(5 * N), some(5 * 3), sums(2 * ld);
     launch(launch_wide_bf16, y.data(), w.data(), x.data(), bias.data(), (const void*)nullptr, &five, N, K, N, ld, ld);
     report("wide_bf16", y);
     launch(launch_wide_f32, some.data(), single.data(), x.data(), (const void*)nullptr, (const i32*)row, &five, 3, K, 3, ld, ld);
@@ -167,21 +184,22 @@ static void scores() {
     launch(launch_wide_f16, y.data(), w.data(), x.data(), bias.data(), (const void*)nullptr, &five, N, K, N, ld, ld);
     report("wide_f16", y);
     constexpr int H = 4, G = 2, D = 24, S = 96;
-    auto near = [](size_t n) { std::vector<double> v(n); for (auto& x : v) x = from_bits((next() & 0x80ffffffu) | 0x3e000000u); return v; };
+    auto near = [](size_t n) { List<double> v(n); for (auto& x : v) x = from_bits((next() & 0x80ffffffu) | 0x3e000000u); return v; };
     auto q = near(5 * H * D), k = near(G * D * S), v = widened(values(S * G * D));
     i32 visible[] = {1, 31, 32, 64, 95};
-    std::vector<double> z(5 * H * D), weight(5 * H * S);
+    List<double> z(5 * H * D), weight(5 * H * S);
     launch(launch_wide_attention, z.data(), weight.data(), q.data(), k.data(), v.data(), (const i32*)visible, &five, H, G, D, S);
     report("wide_attention", z);
 }
 
 int main() {
+    pool = pool_open(2);
     weights();
     elements();
     heads();
     draws();
     auto x = values(100000);
-    std::vector<float> y(x.size()), z(x.size());
+    List<float> y(x.size()), z(x.size());
     int n = (int)x.size();
     launch(launch_math_exp, y.data(), x.data(), n);
     report("exp", y);

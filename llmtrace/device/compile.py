@@ -23,6 +23,8 @@ FLAGS = (
     "-shared",
     "-fPIC",
     "-pthread",
+    "-fno-exceptions",
+    "-fno-rtti",
     "-ffp-contract=off",  # an fma stands where the source writes it
     "-fno-fast-math",
     "-fno-math-errno",  # sqrt is the instruction
@@ -83,7 +85,7 @@ def host_library(
     ``announce`` is told before a compilation starts: it takes seconds.
     """
     command = compiler(cxx)
-    target = [*flags, *_architecture(cpu, command)]
+    target = [*flags, *_target(cpu, command)]
     stat = Path(command[0]).stat()
     key = hashlib.sha256(
         repr(
@@ -130,15 +132,17 @@ def _compile(command: list[str], built: Path) -> None:
         raise Trouble(f"'{command[0]}' {how}: {line[:300] or 'it said nothing'}", hint)
 
 
-def _architecture(cpu: str, command: list[str]) -> list[str]:
+def _target(cpu: str, command: list[str]) -> list[str]:
     if cpu not in BUILDS:
         raise Trouble(f"no host build '{cpu}'", "set LLMTRACE_CPU to one of: " + ", ".join(BUILDS))
-    zig = "ziglang" in command
+    zig = "ziglang" in command or Path(command[0]).name == "zig"
+    # Zig builds the C++ library from source before it links it, for a minute and more.
+    flags = ["-nostdlib++"] if zig else []
     if cpu == "generic":
-        return []
+        return flags
     if platform.machine() in {"aarch64", "arm64"}:
-        return [] if cpu != "native" else ["-mcpu=native"]
-    return ["-march=" + (cpu.replace("-", "_") if zig else cpu)]
+        return [*flags, "-mcpu=native"] if cpu == "native" else flags
+    return [*flags, "-march=" + (cpu.replace("-", "_") if zig else cpu)]
 
 
 def _features(cpu: str) -> str:

@@ -53,6 +53,8 @@ class CpuDevice(Device):
         self.threads = threads or len(os.sched_getaffinity(0))
         self.library.pool_open.restype = ctypes.c_void_p
         self.pool = ctypes.c_void_p(self.library.pool_open(self.threads))
+        if not self.pool:
+            raise Trouble(f"no memory for {self.threads} threads", "use fewer: --threads 1")
         self._owner = os.getpid()
         program, *rest = compiler(cxx)
         self._build = " ".join((Path(program).name, *rest, cpu))  # no paths: they become public
