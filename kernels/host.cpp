@@ -20,6 +20,7 @@ namespace kernels {  // apart from the math library's names, which some compiler
 #include "elementwise.cu"
 #include "embed.cu"
 #include "linear.cu"
+#include "linear_host.cuh"
 #include "math.cu"
 #include "moments.cu"
 #include "probe.cu"

@@ -86,6 +86,23 @@ static void weights() {
     report("moments", record);
 }
 
+// A core's outer products have the bits of rows: a step of 29 tokens, bias and tails.
+static void tiles() {
+    constexpr int N = 37, K = 1090, ld = 1120, T = 29;
+    auto x = padded(T, K, ld), bias = values(N), single = padded(N, K, ld);
+    List<u16> w(N * ld);
+    for (auto& half : w) half = (u16)(bits(value()) >> 16);
+    List<float> y(T * N), z(T * N), at((T + 12) * ld), wide(2 * 32 * ld);
+    i32 count[] = {T};
+    launch(launch_lane_major, at.data(), x.data(), (const i32*)count, K, ld);
+    launch(launch_linear_bf16, y.data(), w.data(), x.data(), bias.data(), (const i32*)count, N, K, N, ld, ld);
+    launch(launch_tiled_linear_bf16, z.data(), w.data(), x.data(), at.data(), wide.data(), bias.data(), (const i32*)count, N, K, N, ld, ld);
+    if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
+    launch(launch_linear_f32, y.data(), single.data(), x.data(), (const void*)nullptr, (const i32*)count, N, K, N, ld, ld);
+    launch(launch_tiled_linear_f32, z.data(), single.data(), x.data(), at.data(), wide.data(), (const void*)nullptr, (const i32*)count, N, K, N, ld, ld);
+    if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
+}
+
 static void elements() {
     auto a = values(5 * 700), b = values(5 * 700);
     List<float> y(5 * 700);
@@ -214,5 +231,6 @@ int main() {
     report("erf", y);
     probes();
     scores();
+    tiles();
     exit(0);
 }

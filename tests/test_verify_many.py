@@ -264,7 +264,8 @@ def test_the_memory_of_a_plan_is_known_before_it_is_made(
     model.plan([request], keep=keep)
     size = sum(array.nbytes for array in taken)
     limits = Limits(256, 256, 3, 1)
-    assert footprint(model.architecture, limits, keep) == size
+    threads = model.device.threads
+    assert footprint(model.architecture, limits, keep, threads=threads) == size
     positions, points = 329, 1 + 2 * 17 + 4
     rows = 2 * 32 * points + 4 * 4 * (72 + 301)
     assert model.memory(request, keep=keep) == size + positions * rows

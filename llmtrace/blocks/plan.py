@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, makers
 from llmtrace.blocks.llama import blocks, chunks
 from llmtrace.blocks.probing import Probing
+from llmtrace.blocks.variants import room, variant
 from llmtrace.blocks.weights import Weights, padded
 from llmtrace.device.device import Array, Device, Launch, Step
 from llmtrace.errors import Trouble
@@ -59,10 +60,16 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
 def arrays(
-    a: Architecture, limits: Limits, keep: Collection[str], probes: int = PROBES
+    a: Architecture, limits: Limits, keep: Collection[str], probes: int = PROBES, threads: int = 0
 ) -> dict[str, Shapes]:
-    """Says what a plan allocates: the arena, inputs, KV cache, results, kept and looked-at rows."""
+    """Says what a plan allocates: the arena, inputs, KV cache, results, kept and looked-at rows.
+
+    ``threads`` as of ``Device``: its variants need room of their own.
+    """
     made = blocks(a)
+    strides = _strides(made)
+    read = [block.args[2] for block in made if block.kernel == "linear_"]
+    widest = max(strides[x.buffer] for x in read if isinstance(x, Rows))
     points = [point for block in made for point in block.points]
     shape = (a.layer_count, limits.tiles, a.kv_head_count)
     rows, words = limits.rows, records.WORDS
@@ -79,8 +86,9 @@ def arrays(
     return {
         "arena": {
             name: ((limits.picks if name == "logits" else rows, stride), "<f4")
-            for name, stride in _strides(made).items()
+            for name, stride in strides.items()
         },
+        "room": room(rows, widest, threads),
         "inputs": _inputs(a, limits),
         "cache": {
             "keys": ((*shape, a.head_size, TILE), "<f4"),
@@ -97,12 +105,16 @@ def arrays(
 
 
 def footprint(
-    a: Architecture, limits: Limits, keep: Collection[str] = (), probes: int = PROBES
+    a: Architecture,
+    limits: Limits,
+    keep: Collection[str] = (),
+    probes: int = PROBES,
+    threads: int = 0,
 ) -> int:
     """Bytes that a plan allocates beside the weights, known before anything is."""
     return sum(
         math.prod(shape) * int(dtype[-1])
-        for shapes in arrays(a, limits, keep, probes).values()
+        for shapes in arrays(a, limits, keep, probes, threads).values()
         for shape, dtype in shapes.values()
     )
 
@@ -167,7 +179,9 @@ class Plan:
         self._strides = _strides(self.blocks)
         placed = {
             part: {name: device.zeros(*shape) for name, shape in shapes.items()}
-            for part, shapes in arrays(architecture, limits, self.keep, probes).items()
+            for part, shapes in arrays(
+                architecture, limits, self.keep, probes, device.threads
+            ).items()
         }
         self._buffers, self._inputs, self._cache = (
             placed["arena"],
@@ -178,6 +192,7 @@ class Plan:
             self._inputs["count"][:1],
             self._inputs["count"][1:],
         )
+        self._room = placed["room"]
         self.results, self.kept, self._looked = (
             placed["results"],
             placed["kept"],
@@ -281,7 +296,7 @@ class Plan:
         found: list[Launch] = []
         waiting: list[Point] = []  # read together at the end of a layer
         for block in self.blocks:
-            found.append(self._launch(block, rows))
+            found += variant(self._launch(block, rows), rows, self._room)
             copies = self._looked if looks else self.kept
             found += [self._copy(p, rows, copies) for p in block.points if p.name in copies]
             found += self._probing.after(block, rows)

@@ -47,6 +47,8 @@ class Device(ABC):
     """One place to compute. Its results are the same bits as every other device's."""
 
     name: str
+    threads = 0
+    """Threads of a CPU, which share each launch; 0 for a GPU."""
 
     @abstractmethod
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:

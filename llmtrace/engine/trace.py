@@ -134,7 +134,8 @@ class Model:
             words = WORDS * len(points) + HEAD_WORDS * a.layer_count * a.head_count
             row += RECORD_COPIES * 4 * words
         row += KEPT_COPIES * 4 * widths
-        return footprint(a, self._limits([request], chunk), keep) + positions * row
+        limits = self._limits([request], chunk)
+        return footprint(a, limits, keep, threads=self.device.threads) + positions * row
 
     def _limits(self, requests: Iterable[Request], chunk: int) -> Limits:
         sizes = sorted((_tiles(r) for r in requests), reverse=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.blocks.block import Block, Matrix, Vector
+from llmtrace.blocks.variants import room, variant
 from llmtrace.blocks.weights import padded
 from llmtrace.device.device import Launch
 from llmtrace.introspect.forward import log_softmax
@@ -154,9 +155,15 @@ class _Logits:
         norm = (y, normalized, scale, placed, gain, None, count, a.hidden_size, width)
         sizes = (a.vocab_size, a.hidden_size, int(logits.shape[1]), int(table.shape[1]), width)
         kernel = "linear_" + self._model.weights.suffix(matrix)
+        args = (logits, table, y, None, count, *sizes)
+        shapes = room(len(rows), width, device.threads)
         launches = [
             Launch("rms_norm", (*norm, a.norm_epsilon), len(rows)),
-            Launch(kernel, (logits, table, y, None, count, *sizes), a.vocab_size * len(rows)),
+            *variant(
+                Launch(kernel, args, a.vocab_size * len(rows)),
+                len(rows),
+                {name: device.zeros(*shape) for name, shape in shapes.items()},
+            ),
         ]
         device.capture(launches).run(int(table.shape[0]) * width * 4 * len(rows))
         return device.download(logits)[:, : a.vocab_size]

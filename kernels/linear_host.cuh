@@ -1,0 +1,147 @@
+// linear_host.cuh: the linear layer of a core for many tokens, by outer products. The bits are those of linear.cu.
+//
+// lane_major    at[t/S, lane, k/32, t%S] = x[t,k], lane = k%32, S tokens a strip: what a lane reads stands together
+// tiled_linear  y[t,n] = dot(w[n,:], x[t,:]) + bias[n], from what lane_major has moved
+//
+//   x           (T,K) f32, row stride ldx, padded with zeros to a multiple of 32
+//   at          (strips,32,K/32,S) f32, ldx*S floats a strip; tokens from T on are zero
+//   w, bias, y  as in linear.cu
+//   wide        (threads,32,ldx) f32: room
+//
+// Order: a lane's sum runs over k = lane, lane+32, ... in one register for each output and token. The lanes come in
+// bit-reversed order: 0, 16, 8, 24, 4, ..., so that what the tree of lanes.cuh adds is always the newest two sums of
+// a level; `level` holds one a level, as a binary counter holds digits. Then + (+0) and the bias.
+#pragma once
+#include "lanes.cuh"
+
+#if defined(__AVX512F__)
+typedef __m512 vec;
+#define STRIP 12
+HD vec every(float x) { return _mm512_set1_ps(x); }
+HD vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+#elif defined(__FMA__)
+typedef __m256 vec;
+#define STRIP 6
+HD vec every(float x) { return _mm256_set1_ps(x); }
+HD vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+typedef float32x4_t vec;
+#define STRIP 12
+HD vec every(float x) { return vdupq_n_f32(x); }
+HD vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
+#else
+typedef float vec __attribute__((vector_size(16)));
+#define STRIP 4
+HD vec every(float x) { return vec{x, x, x, x}; }
+HD vec fma(vec a, vec b, vec c) {
+    for (int i = 0; i < 4; i++) a[i] = fma(a[i], b[i], c[i]);
+    return a;
+}
+#endif
+constexpr int WIDTH = sizeof(vec) / sizeof(float);
+constexpr int PANEL = 2 * WIDTH;  // outputs worked on together
+struct pair { vec v[2]; };        // of one token
+HD pair splat_pair(float x) { return {{every(x), every(x)}}; }
+HD vec load_vec(const float* p) { vec a; memcpy(&a, p, sizeof a); return a; }
+HD pair load_pair(const float* p) { return {{load_vec(p), load_vec(p + WIDTH)}}; }
+HD void store(float* p, const pair& a) { memcpy(p, &a.v[0], sizeof(vec)), memcpy(p + WIDTH, &a.v[1], sizeof(vec)); }
+HD pair fma(const pair& a, const pair& b, const pair& c) { return {{fma(a.v[0], b.v[0], c.v[0]), fma(a.v[1], b.v[1], c.v[1])}}; }
+HD pair add(const pair& a, const pair& b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}}; }
+
+constexpr int LEVELS = 5;  // of the tree over 32 lanes
+constexpr int GROUP = 8;   // strips of tokens that use a lane of w while it is near
+constexpr int FEW = STRIP / 2 + 1;  // tokens that are worth a strip
+constexpr int MOST = 32;   // outputs that a thread's room in `wide` is for: no PANEL is larger
+
+KERNEL(lane_major, float* at, const float* x, const i32* count, int K, int ldx) {
+    int T = *count, depth = (K + 31) / 32;
+    if (T < FEW) return;
+    FOR_ITEMS(strip, (T + STRIP - 1) / STRIP) {
+        float* to = at + strip * STRIP * ldx;
+        for (int s = 0; s < STRIP; s++) {
+            i64 t = strip * STRIP + s;
+            for (int d = 0; d < depth; d++)
+                for (int lane = 0; lane < 32; lane++)
+                    to[(lane * depth + d) * STRIP + s] = t < T ? x[t * ldx + 32 * d + lane] : 0.0f;
+        }
+    }
+}
+
+// Widens and transposes PANEL rows of w to [lane][k/32][row]; rows from N on are zero.
+template <class W> HD void transpose(float* to, const W* w, i64 ldw, int rows, int depth) {
+    for (int d = 0; d < depth; d++) {
+        alignas(64) float block[PANEL][32];
+        for (int r = 0; r < PANEL; r++) store(block[r], r < rows ? load(w + r * ldw + 32 * d) : zero());
+        for (int lane = 0; lane < 32; lane++)
+            for (int r = 0; r < PANEL; r++) to[(lane * depth + d) * PANEL + r] = block[r][lane];
+    }
+}
+
+struct Outer { pair v[STRIP]; };
+
+HD Outer outer(const float* w, const float* x, int depth) {
+    Outer acc;
+#pragma GCC unroll 12
+    for (int s = 0; s < STRIP; s++) acc.v[s] = splat_pair(0.0f);
+    for (int d = 0; d < depth; d++, w += PANEL, x += STRIP) {
+        pair a = load_pair(w);
+#pragma GCC unroll 12
+        for (int s = 0; s < STRIP; s++) acc.v[s] = fma(a, splat_pair(x[s]), acc.v[s]);
+    }
+    return acc;
+}
+
+HD void accumulate(Outer* level, const float* w, const float* x, int depth, int index) {
+    Outer acc = outer(w, x, depth);
+    for (; index & 1; index >>= 1, level++)
+#pragma GCC unroll 12
+        for (int s = 0; s < STRIP; s++) acc.v[s] = add(level->v[s], acc.v[s]);
+    *level = acc;
+}
+
+// The outputs of a panel for up to GROUP strips of tokens.
+HD void panel(float* y, i64 ldy, const float* wide, const float* at, int ldx, int tokens, int outputs, int depth,
+              const float* bias) {
+    Outer level[GROUP][LEVELS + 1];
+    int strips = (tokens + STRIP - 1) / STRIP;
+    for (int index = 0; index < 32; index++) {
+        int lane = (index & 1) << 4 | (index & 2) << 2 | (index & 4) | (index & 8) >> 2 | (index & 16) >> 4;
+        for (int s = 0; s < strips; s++)
+            accumulate(level[s], wide + lane * depth * PANEL, at + (i64)s * STRIP * ldx + lane * depth * STRIP,
+                       depth, index);
+    }
+    for (int t = 0; t < tokens; t++) {
+        float row[PANEL];
+        store(row, add(level[t / STRIP][LEVELS].v[t % STRIP], splat_pair(0.0f)));
+        for (int n = 0; n < outputs; n++) y[t * ldy + n] = bias ? row[n] + bias[n] : row[n];
+    }
+}
+
+template <class W>
+HD void tiled(Share share, float* y, const W* w, const float* x, const float* at, float* wide, const float* bias,
+              const i32* count, int N, int K, int ldy, int ldw, int ldx) {
+    int T = *count, depth = (K + 31) / 32;
+    if (T < FEW) return linear(share, y, w, x, bias, count, N, K, ldy, ldw, ldx);
+    wide += (i64)share.index * MOST * ldx;
+    FOR_ITEMS(item, (N + PANEL - 1) / PANEL) {
+        i64 n = item * PANEL;
+        int outputs = N - n < PANEL ? (int)(N - n) : PANEL;
+        transpose(wide, w + n * ldw, ldw, outputs, depth);
+        for (int t = 0; t < T; t += GROUP * STRIP) {
+            int tokens = T - t < GROUP * STRIP ? T - t : GROUP * STRIP;
+            const float* b = bias ? bias + n : bias;
+            panel(y + t * (i64)ldy + n, ldy, wide, at + (i64)t * ldx, ldx, tokens, outputs, depth, b);
+        }
+    }
+}
+
+#define TILED_LINEAR(W)                                                                                           \
+    KERNEL(tiled_linear_##W, float* y, const W* w, const float* x, const float* at, float* wide, const float* bias, \
+           const i32* T, int N, int K, int ldy, int ldw, int ldx) {                                               \
+        tiled(share, y, w, x, at, wide, bias, T, N, K, ldy, ldw, ldx);                                            \
+    }
+
+TILED_LINEAR(bf16)
+TILED_LINEAR(f16)
+TILED_LINEAR(f32)

@@ -1,0 +1,81 @@
+"""Variants give the bits of the kernels that they stand for, and touch nothing beside them."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from kernel_cases import Case, differences, one, padded, pattern, stored, up, wild
+from llmtrace.blocks.variants import TILED_ROWS, room, variant
+from llmtrace.device.cpu import CpuDevice
+from llmtrace.device.device import Launch
+from running import device
+
+BUILDS = {
+    "native": {},
+    "AVX2": {"cpu": "x86-64-v3"},
+    "no FMA": {"cpu": "x86-64-v2"},
+    "clang": {"cxx": f"{sys.executable} -m ziglang c++"},
+    "5 threads": {"threads": 5},
+}
+ROWS = 300
+
+
+@pytest.fixture(params=BUILDS.values(), ids=BUILDS, scope="module")
+def built(request: pytest.FixtureRequest) -> CpuDevice:
+    return device(**request.param)
+
+
+def linear(seed: int, kind: str, T: int, N: int, K: int, has_bias: bool) -> Case:
+    """A linear layer of T tokens in a step of ROWS: values of every size, ties, zeros, tails."""
+    rng, wide = np.random.default_rng(seed), up(K, 32)
+    top = 127 if seed % 2 else 20
+    w, x = wild(rng, N, K, top=top), wild(rng, T, K, top=top)
+    w[0], x[0] = -1e-7, 1e-40  # every product is -0: only the last addition makes it +0
+    arrays = {
+        "w": stored(padded(w, wide), kind),
+        "x": padded(x, wide),
+        "T": one(T),
+        "y": pattern(T + 1, N + 3),
+        "bias": wild(rng, N),
+    }
+    args = ("y", "w", "x", "bias" if has_bias else None, "T", N, K, N + 3, wide, wide)
+    return Case(f"linear_{kind}", arrays, ("y",), [(f"linear_{kind}", args, N * T)])
+
+
+def varied(case: Case, threads: int) -> Case:
+    """The same case by its variant, with the room that a plan would give it, full of a pattern."""
+    ((kernel, args, items),) = case.launches
+    sizes = room(ROWS, args[-1], threads)
+    rooms = {name: pattern(*shape) for name, (shape, _) in sizes.items()}
+    launches = variant(Launch(kernel, args, items), ROWS, {name: name for name in rooms})
+    assert [launch.kernel for launch in launches] == ["lane_major", f"tiled_{kernel}"]
+    made = [(launch.kernel, launch.args, launch.items) for launch in launches]
+    return Case(case.name, case.arrays | rooms, case.outputs, made)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize(
+    ("T", "N", "K"),
+    [
+        *((1, 37, 96), (4, 33, 333), (6, 16, 1000), (7, 70, 32), (12, 1, 2816), (13, 32, 1)),
+        *((47, 31, 160), (97, 65, 1024), (288, 20, 64), (300, 17, 333)),
+    ],
+)
+def test_outer_products_give_the_bits_of_rows(
+    built: CpuDevice, kind: str, T: int, N: int, K: int
+) -> None:
+    for seed in range(4):
+        case = linear(seed, kind, T, N, K, has_bias=seed < 2)
+        expected = case.run(built)
+        assert not differences(varied(case, built.threads).run(built), expected)
+        assert (expected["y"][T:] == -7.75).all()
+
+
+def test_small_steps_and_graphics_cards_take_the_plain_kernel() -> None:
+    launch = Launch("linear_bf16", (), 1)
+    assert variant(launch, TILED_ROWS, {"lane_major": None}) == [launch]
+    assert variant(launch, ROWS, room(ROWS, 64, 0)) == [launch]
+    assert not room(TILED_ROWS, 64, 2)
