@@ -328,12 +328,14 @@ HD void join_level(u32* cvs, const int* begin, int* count, int rows) {
     }
 }
 
-// The shares are cut by chunks, not rows: rows differ in length.
-KERNEL(blake3, u32* digest, u8* flaw, const Point* points, const i32* T, int P, int ld) {
+// Digests this thread's share of the rows, in batches of about `near` chunks, so that then(point, t), called for each
+// row of a batch after it, still finds the row in a cache. Shares are cut by chunks, not rows: rows differ in length.
+template <class Then>
+HD void digest_rows(Share share, u32* digest, u8* flaw, const Point* points, const i32* T, int P, int ld, int near, Then then) {
     constexpr int BATCH = 256;
     alignas(64) static thread_local u32 cvs[8 * (MOST_CHUNKS + BATCH)];
-    int begin[BATCH], count[BATCH], rows = 0, used = 0, most = 0;
-    u32* home[BATCH];
+    int begin[BATCH], count[BATCH], column[BATCH], rows = 0, used = 0, most = 0;
+    i64 token[BATCH];
     Chunks waiting;
     waiting.count = 0;
     i64 per_token = 0;
@@ -342,7 +344,10 @@ KERNEL(blake3, u32* digest, u8* flaw, const Point* points, const i32* T, int P, 
     auto finish = [&]() {
         flush(waiting);
         for (; most > 1; most = (most + 1) / 2) join_level(cvs, begin, count, rows);
-        for (int r = 0; r < rows; r++) memcpy(home[r], cvs + 8 * begin[r], 32);
+        for (int r = 0; r < rows; r++) {
+            memcpy(digest + 8 * (token[r] * ld + (i64)points[column[r]].column), cvs + 8 * begin[r], 32);
+            then(points[column[r]], token[r]);
+        }
         rows = used = most = 0;
     };
     for (i64 t = first / per_token; t < *T && at < end; t++) {
@@ -353,13 +358,14 @@ KERNEL(blake3, u32* digest, u8* flaw, const Point* points, const i32* T, int P, 
             i64 here = at;
             at += chunks;
             if (here < first) continue;
-            if (rows == BATCH || used + chunks > MOST_CHUNKS + BATCH) finish();
+            if (rows == BATCH || (rows && used + chunks > near)) finish();
             const u32* row = (const u32*)point.rows + t * point.stride;
             u8* mark = flaw + t * ld + point.column;
             *mark = 0;
             begin[rows] = used;
             count[rows] = chunks;
-            home[rows++] = digest + 8 * (t * ld + point.column);
+            token[rows] = t;
+            column[rows++] = p;
             most = chunks > most ? chunks : most;
             for (int c = 0; c < chunks; c++) {
                 int n = waiting.count++;
@@ -375,6 +381,10 @@ KERNEL(blake3, u32* digest, u8* flaw, const Point* points, const i32* T, int P, 
         }
     }
     finish();
+}
+
+KERNEL(blake3, u32* digest, u8* flaw, const Point* points, const i32* T, int P, int ld) {
+    digest_rows(share, digest, flaw, points, T, P, ld, MOST_CHUNKS, [](Point, i64) {});
 }
 
 #endif

@@ -24,6 +24,7 @@ namespace kernels {  // apart from the math library's names, which some compiler
 #include "math.cu"
 #include "moments.cu"
 #include "probe.cu"
+#include "probe_host.cuh"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "sample.cu"

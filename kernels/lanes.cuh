@@ -11,6 +11,8 @@
 //   SCRATCH(T, name, n)     n values private to the item, seen by all of its lanes after SYNC_LANES()
 //   lanes                   32 float32 accumulators: a register of each thread of a warp, or two 512-bit
 //                           (four 256-bit) registers of a core. For sums whose order the contract fixes
+//   slice                   lanes / SLICES: as many as one register of a core holds where registers are few, else all;
+//                           get and set give its place in lanes
 //   sum(lanes)              tree a[i] += a[i+h] for h = 16, 8, 4, 2, 1; then + (+0), so never -0
 //   quarters(to, lanes)     four sums of eight neighbours each: the tree's last three levels
 //   tally_below, tally_above  count 32 comparisons with a number; counted() gives what came together, to all lanes

@@ -89,3 +89,9 @@ HD u32 all_max(u32 x) {
     for (int h = 16; h > 0; h >>= 1) { u32 y = __shfl_xor_sync(~0u, x, h); x = y > x ? y : x; }
     return x;
 }
+#define SLICES 1
+typedef lanes slice;
+HD slice splat_slice(float x) { return splat(x); }
+HD slice load_slice(const float* p, int n) { return load(p, n); }
+HD slice get(lanes a, int) { return a; }
+HD void set(lanes& a, int, slice x) { a = x; }

@@ -60,6 +60,7 @@ HD float fma(float a, float b, float c) {
 }
 #endif
 
+#define PARTS_OF(L) ((int)(sizeof(L) / sizeof(L::v[0])))
 #if defined(__AVX512F__)
 #include <immintrin.h>
 struct lanes { __m512 v[2]; };
@@ -113,6 +114,8 @@ HD void sum4(float* to, const lanes& a, const lanes& b, const lanes& c, const la
 #elif defined(__FMA__)
 #include <immintrin.h>
 struct lanes { __m256 v[4]; };
+struct slice { __m256 v[1]; };  // of 8 lanes: more sums than registers are made a slice at a time
+#define SLICES 4
 typedef u32 word8 __attribute__((vector_size(32)));
 HD lanes splat(float x) { __m256 s = _mm256_set1_ps(x); return {{s, s, s, s}}; }
 HD __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
@@ -134,6 +137,7 @@ HD lanes fma(const lanes& a, const lanes& b, const lanes& c) {
     return {{_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1]),
              _mm256_fmadd_ps(a.v[2], b.v[2], c.v[2]), _mm256_fmadd_ps(a.v[3], b.v[3], c.v[3])}};
 }
+HD slice fma(slice a, slice b, slice c) { return {{_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0])}}; }
 #define HAS_WORDS
 template <int OP> HD u32 compare(const lanes& a, float x) {
     __m256 y = _mm256_set1_ps(x);
@@ -149,8 +153,8 @@ template <int OP> HD tally tallied(tally n, const lanes& a, float x) {
     return {n.v - ((m[0] + m[1]) + (m[2] + m[3]))};  // what holds is -1
 }
 HD int counted(tally n) { return (int)((n.v[0] + n.v[1] + n.v[2] + n.v[3]) + (n.v[4] + n.v[5] + n.v[6] + n.v[7])); }
-HD lanes flip(lanes a, u32 signs) {
-    for (int i = 0; i < 4; i++) {
+template <class L> HD L flip(L a, u32 signs) {
+    for (int i = 0; i < PARTS_OF(L); i++) {
         word8 bit = {1, 2, 4, 8, 16, 32, 64, 128}, mine = (word8{} + (signs >> 8 * i & 255)) & bit;
         a.v[i] = (__m256)((word8)a.v[i] ^ ((word8)(mine != 0) & 0x80000000u));
     }
@@ -192,17 +196,20 @@ HD void sum4(float* to, const lanes& a, const lanes& b, const lanes& c, const la
     to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
 }
 #endif
-constexpr int PARTS = sizeof(lanes) / sizeof(lanes::v[0]);
+constexpr int PARTS = PARTS_OF(lanes);
 HD lanes zero() { return splat(0.0f); }
 HD lanes add(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] + b.v[i]; return a; }
-HD lanes mul(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] * b.v[i]; return a; }
+template <class L> HD L mul(L a, const L& b) { for (int i = 0; i < PARTS_OF(L); i++) a.v[i] = a.v[i] * b.v[i]; return a; }
 HD lanes div(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] / b.v[i]; return a; }
 #ifdef HAS_WORDS
 typedef i32 whole __attribute__((vector_size(sizeof(lanes) / PARTS)));
 typedef float real __attribute__((vector_size(sizeof(lanes) / PARTS)));
-HD lanes magnitude(lanes a) { for (int i = 0; i < PARTS; i++) a.v[i] = (real)((whole)a.v[i] & 0x7fffffff); return a; }
-HD lanes fraction(lanes a, lanes& exponent) {
-    for (int i = 0; i < PARTS; i++) {
+template <class L> HD L magnitude(L a) {
+    for (int i = 0; i < PARTS_OF(L); i++) a.v[i] = (real)((whole)a.v[i] & 0x7fffffff);
+    return a;
+}
+template <class L> HD L fraction(L a, L& exponent) {
+    for (int i = 0; i < PARTS_OF(L); i++) {
         whole e = ((whole)a.v[i] - 0x3f400000) >> 23;
         exponent.v[i] = __builtin_convertvector(e, real);
         a.v[i] = (real)((whole)a.v[i] - (e << 23));
@@ -229,7 +236,10 @@ HD tally tally_above(tally n, const lanes& a, float x) { for (int i = 0; i < 32;
 HD int counted(tally n) { return n.n; }
 HD u32 reaching(const lanes& a, float x) { u32 m = 0; for (int i = 0; i < 32; i++) m |= (u32)(a.v[i] >= x) << i; return m; }
 #endif
-HD lanes larger(lanes a, const lanes& b) { for (int i = 0; i < PARTS; i++) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+template <class L> HD L larger(L a, const L& b) {
+    for (int i = 0; i < PARTS_OF(L); i++) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
 HD lanes clamp(lanes a, float bound) {
     lanes high = splat(bound), low = splat(-bound);
     for (int i = 0; i < PARTS; i++) {
@@ -272,3 +282,23 @@ HD void store(float* p, const lanes& a, int n) {
     store(t, a);
     for (int i = 0; i < n; i++) p[i] = t[i];
 }
+
+#ifdef SLICES
+HD slice splat_slice(float x) { return {{_mm256_set1_ps(x)}}; }
+HD slice add(slice a, slice b) { return {{a.v[0] + b.v[0]}}; }
+HD slice load_slice(const float* p, int n) {
+    if (n >= 8) return {{load8(p)}};
+    float t[8] = {};
+    for (int i = 0; i < n; i++) t[i] = p[i];
+    return {{load8((const float*)t)}};
+}
+HD slice get(const lanes& a, int i) { return {{a.v[i]}}; }
+HD void set(lanes& a, int i, slice x) { a.v[i] = x.v[0]; }
+#else
+#define SLICES 1
+typedef lanes slice;
+HD slice splat_slice(float x) { return splat(x); }
+HD slice load_slice(const float* p, int n) { return load(p, n); }
+HD slice get(const lanes& a, int) { return a; }
+HD void set(lanes& a, int, const slice& x) { a = x; }
+#endif

@@ -45,14 +45,14 @@ HD float usable(float x) { return (bits(x) & 0x7f800000u) == 0x7f800000u ? 0.0f 
 HD float ratio(float a, float b) { return b > 0.0f ? usable(a / b) : 0.0f; }
 
 // x^2 log2 |x|, 0 for 0.
-HD lanes energy_log(lanes square, lanes size) {
-    lanes exponent, f = add(fraction(size, exponent), splat(-1.0f));
-    lanes p = splat(-0x1.2953cp-3f);
-    p = fma(p, f, splat(0x1.2bc08cp-2f));
-    p = fma(p, f, splat(-0x1.7bf996p-2f));
-    p = fma(p, f, splat(0x1.ed348p-2f));
-    p = fma(p, f, splat(-0x1.71334ep-1f));
-    p = fma(p, f, splat(0x1.715394p+0f));
+HD slice energy_log(slice square, slice size) {
+    slice exponent, f = add(fraction(size, exponent), splat_slice(-1.0f));
+    slice p = splat_slice(-0x1.2953cp-3f);
+    p = fma(p, f, splat_slice(0x1.2bc08cp-2f));
+    p = fma(p, f, splat_slice(-0x1.7bf996p-2f));
+    p = fma(p, f, splat_slice(0x1.ed348p-2f));
+    p = fma(p, f, splat_slice(-0x1.71334ep-1f));
+    p = fma(p, f, splat_slice(0x1.715394p+0f));
     return mul(square, fma(p, f, exponent));
 }
 
@@ -71,16 +71,20 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
     lanes most = zero();
     for (int tile = 0; tile < n; tile += 1024) {
         int end = n < tile + 1024 ? n : tile + 1024;
-        lanes a1 = zero(), a2 = zero(), a4 = zero(), al = zero(), ae = zero(), as = zero();
-        for (int c = tile; c < end; c += 32) {
-            lanes v = load(x + c, n - c), size = magnitude(v), square = mul(v, v);
-            most = larger(most, size);
-            a1 = add(a1, v);
-            a2 = add(a2, square);
-            a4 = fma(square, square, a4);
-            al = add(al, size);
-            ae = add(ae, energy_log(square, size));
-            as = add(as, flip(v, (u32)sign_bits(seed, column, (u64)c / 32)));
+        lanes a1, a2, a4, al, ae, as;
+        for (int i = 0; i < SLICES; i++) {
+            slice b1 = splat_slice(0.0f), b2 = b1, b4 = b1, bl = b1, be = b1, bs = b1, high = get(most, i);
+            for (int c = tile + i * (32 / SLICES); c < end; c += 32) {
+                slice v = load_slice(x + c, n - c), size = magnitude(v), square = mul(v, v);
+                high = larger(high, size);
+                b1 = add(b1, v);
+                b2 = add(b2, square);
+                b4 = fma(square, square, b4);
+                bl = add(bl, size);
+                be = add(be, energy_log(square, size));
+                bs = add(bs, flip(v, (u32)sign_bits(seed, column, (u64)c / 32) >> i * (32 / SLICES) % 32));
+            }
+            set(a1, i, b1), set(a2, i, b2), set(a4, i, b4), set(al, i, bl), set(ae, i, be), set(as, i, bs), set(most, i, high);
         }
         float total[4], part[4];
         sum4(total, a1, a2, a4, al);

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from kernel_cases import Case, differences, one, padded, pattern, stored, up, wild
-from llmtrace.blocks.variants import TILED_ROWS, room, variant
+from kernel_cases import Case, cases, differences, one, padded, pattern, stored, up, wild
+from llmtrace.blocks.variants import TILED_ROWS, fused, room, variant
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.device import Launch
 from running import device
@@ -74,8 +74,32 @@ def test_outer_products_give_the_bits_of_rows(
         assert (expected["y"][T:] == -7.75).all()
 
 
+@pytest.mark.parametrize("size", [3000, 300_000])
+def test_one_pass_gives_what_two_give(built: CpuDevice, size: int) -> None:
+    """Digests, flaws and records of rows of 1 to 2,048 values, more than one batch of them."""
+    for case in cases("probe", size):
+        if case.name == "finite":
+            continue
+        ((_, args, items),) = case.launches
+        rows, points = case.arrays["record"].shape[:2]
+        case.arrays |= {
+            "digest": np.full((rows, points, 8), 5, np.uint32),
+            "flaw": np.full((rows, points), 3, np.uint8),
+        }
+        case.outputs = ("digest", "flaw", "record")
+        hashed = ("blake3", ("digest", "flaw", "table", "T", points - 1, points), items)
+        case.launches = [hashed, ("probe", args, items)]
+        expected = case.run(built)
+        launches = fused([Launch(*launch) for launch in case.launches], built.threads)
+        assert [launch.kernel for launch in launches] == ["blake3_probe"]
+        case.launches = [(launch.kernel, launch.args, launch.items) for launch in launches]
+        assert not differences(case.run(built), expected)
+
+
 def test_small_steps_and_graphics_cards_take_the_plain_kernel() -> None:
     launch = Launch("linear_bf16", (), 1)
     assert variant(launch, TILED_ROWS, {"lane_major": None}) == [launch]
     assert variant(launch, ROWS, room(ROWS, 64, 0)) == [launch]
     assert not room(TILED_ROWS, 64, 2)
+    pair = [Launch("blake3", (), 1), Launch("probe", (), 1)]
+    assert fused(pair, 0) == pair

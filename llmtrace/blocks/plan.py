@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, makers
 from llmtrace.blocks.llama import blocks, chunks
 from llmtrace.blocks.probing import Probing
-from llmtrace.blocks.variants import room, variant
+from llmtrace.blocks.variants import fused, room, variant
 from llmtrace.blocks.weights import Weights, padded
 from llmtrace.device.device import Array, Device, Launch, Step
 from llmtrace.errors import Trouble
@@ -304,7 +304,7 @@ class Plan:
             if block.name.endswith("resid_add2") or block.name == "unembed":
                 found += self._probing.points(waiting, rows)
                 waiting = []
-        return found
+        return fused(found, self.device.threads)
 
     def _launch(self, block: Block, rows: int, arena: dict[str, Array] | None = None) -> Launch:
         kernel = block.kernel

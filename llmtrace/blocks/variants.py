@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llmtrace.device.device import Array, Launch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 TILED_ROWS = 16
 """Rows of a step up to which a core streams the weights row by row."""
@@ -42,3 +42,20 @@ def variant(launch: Launch, rows: int, room: Mapping[str, Array]) -> list[Launch
         Launch("lane_major", (at, x, count, k, ldx), rows),
         Launch("tiled_" + launch.kernel, tiled, launch.items),
     ]
+
+
+def fused(launches: Sequence[Launch], threads: int) -> list[Launch]:
+    """Gives the launches with each pair of ``blake3`` and ``probe`` made one, where that helps.
+
+    A core then reads a row once for both; ``threads`` as of ``Device``.
+    """
+    found: list[Launch] = []
+    for launch in launches:
+        if threads and launch.kernel == "probe" and found and found[-1].kernel == "blake3":
+            digests, flaws, table, which, count, width = found.pop().args
+            records, _, seed, position, row, *_ = launch.args
+            args = (digests, flaws, records, table, seed, position, row, which, count, width)
+            found.append(Launch("blake3_probe", args, launch.items))
+        else:
+            found.append(launch)
+    return found
