@@ -26,6 +26,7 @@ class Faulty(Plan):
     def __init__(self, *args: Any, **options: Any) -> None:
         self.launched: dict[str, Launch] = {}
         super().__init__(*args, **options)
+        self._room = {}  # no variants: each block is one launch
 
     def _launch(self, which: Block, *args: Any) -> Launch:
         self.launched[which.name] = launch = super()._launch(which, *args)
