@@ -19,6 +19,7 @@ from llmtrace.errors import Trouble
 from llmtrace.model.checkpoint import Checkpoint
 from llmtrace.model.identity import identify
 from llmtrace.probes.records import probes_bin, read_probes_bin
+from llmtrace.probes.scheme import Rule, Scheme
 from llmtrace.store.chain import Store
 
 if TYPE_CHECKING:
@@ -314,6 +315,18 @@ def test_a_malformed_claim_is_invalid(place: Place, verify: Callable, change: Ca
     change(sections["trace"])
     status, line = verify(falsified(place, sections, parts))
     assert (status, line["verdict"]) == (1, "invalid")
+
+
+@pytest.mark.parametrize("values", [8, 16, None])
+def test_a_scheme_for_points_that_are_none_is_invalid(
+    place: Place, verify: Callable, values: int | None
+) -> None:
+    """Of one's own record too, for which there are no caps."""
+    sections, parts = sections_and_parts(place)
+    sections["probes"]["scheme"] = Scheme((Rule(points=("nowhere.*",), values=values),)).json()
+    status, line = verify(falsified(place, sections, parts))
+    assert (status, line["verdict"]) == (1, "invalid")
+    assert "nowhere" in line["reason"]
 
 
 def test_one_changed_weight_is_inconclusive_and_named_before_computing(

@@ -273,14 +273,14 @@ def massive(points: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 def needs(scheme: Scheme, points: Mapping[str, int], layers: int) -> tuple[str, ...]:
-    """Gives the points of which whole rows may be stored."""
+    """Gives the points of which whole rows may be stored.
+
+    Raises Misuse if a glob of any rule names no point.
+    """
     listed = list(points.items())
-    names = [name for name, _ in listed]
-    return tuple(
-        {
-            names[column]: None
-            for rule in scheme.rules
-            if rule.values is None or rule.values > 8
-            for column in rule.columns(listed, layers)
-        }
-    )
+    whole: dict[str, None] = {}
+    for rule in scheme.rules:
+        columns = rule.columns(listed, layers)
+        if rule.values is None or rule.values > 8:
+            whole.update(dict.fromkeys(listed[column][0] for column in columns))
+    return tuple(whole)

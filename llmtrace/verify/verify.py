@@ -124,8 +124,9 @@ def remake(
         return Verdict(DIFFERS, reason, ("audit",))
     wanted = tuple(sorted({*claimed.keep, *keep}))
     try:
+        needed = _needed(record, claimed, model, wanted, widths)
         if caps:
-            caps.afford(_needed(record, claimed, model, wanted, widths))
+            caps.afford(needed)
         text = record.parts["prompt.txt"].decode() if "prompt.txt" in texts else None
         plan = model.plan(
             [claimed.request],
@@ -163,7 +164,10 @@ def _needed(
     wanted: tuple[str, ...],
     widths: dict[str, int],
 ) -> int:
-    """The bytes of memory that a replay takes beside the weights."""
+    """The bytes of memory that a replay takes beside the weights.
+
+    Raises Misuse if the scheme speaks of points that are none.
+    """
     whole = claimed.level == "detail" or bool(claimed.scheme.rules)
     rows = needs(claimed.scheme, widths, model.architecture.layer_count)
     held = model.memory(claimed.request, keep=(*wanted, *rows), whole=whole)
