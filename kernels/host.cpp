@@ -127,11 +127,15 @@ extern "C" void* pool_open(int threads) {
     pthread_mutex_init(&p->lock, nullptr);
     pthread_cond_init(&p->wake, nullptr);
     p->workers = workers;
+    pthread_attr_t room;
+    pthread_attr_init(&room);
+    pthread_attr_setstacksize(&room, 4 << 20);  // some libraries give 128 KB, a linear layer takes 200
     for (p->count = 1; p->count < threads; p->count++) {
         Worker& worker = workers[p->count];
         worker.pool = p, worker.index = p->count;
-        if (pthread_create(&worker.thread, nullptr, work, &worker)) break;
+        if (pthread_create(&worker.thread, &room, work, &worker)) break;
     }
+    pthread_attr_destroy(&room);
     return p;
 }
 

@@ -4,6 +4,7 @@
 // Host: a kernel's work is cut into items and a thread takes a contiguous share of them.
 //
 //   KERNEL(name, ...)       defines a kernel
+//   ONCE                    a function that many kernels share: on a host its body is compiled once, not into each
 //   FOR_ITEMS(i, total)     the items that fall to this warp (CUDA) or thread (host)
 //   FOR_LANES(i, n)         i = 0..n-1, spread over the 32 threads of the warp (CUDA) or all of them (host);
 //                           for element-wise work and order-free (integer) reductions, finished by all_*()

@@ -1,4 +1,5 @@
-// linear_host.cuh: the linear layer of a core for many tokens, by outer products. The bits are those of linear.cu.
+// linear_host.cuh: the linear layer of a core for many tokens, by outer products. The bits are those of linear.cu,
+// behind which this is included: few tokens are left to its linear().
 //
 // lane_major    at[t/S, lane, k/32, t%S] = x[t,k], lane = k%32, S tokens a strip: what a lane reads stands together
 // tiled_linear  y[t,n] = dot(w[n,:], x[t,:]) + bias[n], from what lane_major has moved
@@ -49,10 +50,10 @@ HD void store(float* p, const pair& a) { memcpy(p, &a.v[0], sizeof(vec)), memcpy
 HD pair fma(const pair& a, const pair& b, const pair& c) { return {{fma(a.v[0], b.v[0], c.v[0]), fma(a.v[1], b.v[1], c.v[1])}}; }
 HD pair add(const pair& a, const pair& b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}}; }
 
-constexpr int LEVELS = 5;  // of the tree over 32 lanes
-constexpr int GROUP = 8;   // strips of tokens that use a lane of w while it is near
+constexpr int LEVELS = 5;           // of the tree over 32 lanes
+constexpr int GROUP = 8;            // strips of tokens that use a lane of w while it is near
 constexpr int FEW = STRIP / 2 + 1;  // tokens that are worth a strip
-constexpr int MOST = 32;   // outputs that a thread's room in `wide` is for: no PANEL is larger
+constexpr int MOST = 32;            // outputs that a thread's room in `wide` is for: no PANEL is larger
 
 KERNEL(lane_major, float* at, const float* x, const i32* count, int K, int ldx) {
     int T = *count, depth = (K + 31) / 32;

@@ -146,21 +146,25 @@ def _embed(rng: Rng, size: int) -> Iterator[Case]:
 def _linear(rng: Rng, size: int) -> Iterator[Case]:
     for kind in ("bf16", "f16", "f32"):
         for T, K, has_bias, top in ((1, 1000, True, 20), (3, 96, False, 127), (9, 333, True, 20)):
-            N, wide = size // K + 5, up(K, 32)
-            w, x = wild(rng, N, K, top=top), wild(rng, T, K, top=top)
-            w[0], x[0] = -1e-7, 1e-40  # every product is -0: only the last addition makes it +0
-            arrays = {
-                "w": stored(padded(w, wide), kind),
-                "x": padded(x, wide),
-                "T": one(T),
-                "y": pattern(T + 1, N + 3),
-                "bias": wild(rng, N),
-            }
-            sizes = (N, K, N + 3, wide, wide)
-            args = ("y", "w", "x", "bias" if has_bias else None, "T", *sizes)
-            items = max(N * T, N)
-            launch = (f"linear_{kind}", args, items)
-            yield Case(f"linear_{kind}: {T} tokens, K {K}", arrays, ("y",), [launch])
+            yield linear(rng, kind, (T, size // K + 5, K), top, has_bias=has_bias)
+
+
+def linear(rng: Rng, kind: str, shape: tuple[int, int, int], top: int, *, has_bias: bool) -> Case:
+    """A linear layer of T tokens, N outputs, K inputs: values of every size, zeros, tails."""
+    T, N, K = shape
+    wide = up(K, 32)
+    w, x = wild(rng, N, K, top=top), wild(rng, T, K, top=top)
+    w[0], x[0] = -1e-7, 1e-40  # every product is -0: only the last addition makes it +0
+    arrays = {
+        "w": stored(padded(w, wide), kind),
+        "x": padded(x, wide),
+        "T": one(T),
+        "y": pattern(T + 1, N + 3),
+        "bias": wild(rng, N),
+    }
+    args = ("y", "w", "x", "bias" if has_bias else None, "T", N, K, N + 3, wide, wide)
+    launch = (f"linear_{kind}", args, N * T)
+    return Case(f"linear_{kind}: {T} tokens, K {K}", arrays, ("y",), [launch])
 
 
 def _elementwise(rng: Rng, size: int) -> Iterator[Case]:

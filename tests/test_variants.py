@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from kernel_cases import Case, cases, differences, one, padded, pattern, stored, up, wild
+from kernel_cases import Case, cases, differences, linear, pattern
 from llmtrace.blocks.variants import TILED_ROWS, fused, room, variant
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.device import Launch
@@ -26,23 +26,6 @@ ROWS = 300
 @pytest.fixture(params=BUILDS.values(), ids=BUILDS, scope="module")
 def built(request: pytest.FixtureRequest) -> CpuDevice:
     return device(**request.param)
-
-
-def linear(seed: int, kind: str, T: int, N: int, K: int, has_bias: bool) -> Case:
-    """A linear layer of T tokens in a step of ROWS: values of every size, ties, zeros, tails."""
-    rng, wide = np.random.default_rng(seed), up(K, 32)
-    top = 127 if seed % 2 else 20
-    w, x = wild(rng, N, K, top=top), wild(rng, T, K, top=top)
-    w[0], x[0] = -1e-7, 1e-40  # every product is -0: only the last addition makes it +0
-    arrays = {
-        "w": stored(padded(w, wide), kind),
-        "x": padded(x, wide),
-        "T": one(T),
-        "y": pattern(T + 1, N + 3),
-        "bias": wild(rng, N),
-    }
-    args = ("y", "w", "x", "bias" if has_bias else None, "T", N, K, N + 3, wide, wide)
-    return Case(f"linear_{kind}", arrays, ("y",), [(f"linear_{kind}", args, N * T)])
 
 
 def varied(case: Case, threads: int) -> Case:
@@ -68,7 +51,8 @@ def test_outer_products_give_the_bits_of_rows(
     built: CpuDevice, kind: str, T: int, N: int, K: int
 ) -> None:
     for seed in range(4):
-        case = linear(seed, kind, T, N, K, has_bias=seed < 2)
+        rng, top = np.random.default_rng(seed), 127 if seed % 2 else 20
+        case = linear(rng, kind, (T, N, K), top, has_bias=seed < 2)
         expected = case.run(built)
         assert not differences(varied(case, built.threads).run(built), expected)
         assert (expected["y"][T:] == -7.75).all()
