@@ -86,14 +86,14 @@ struct Head {
     i32 argmax;
 };
 
-// Folds a tile of weights p[0..count-1] into the head. shift: s - m; r = M - M', t = m - M'; a, b their exponentials.
+// Folds a tile of weights p[0..count-1] into the head; up to 31 more are zeros. shift: s - m; r = M - M', t = m - M'; a, b their exponentials.
 ONCE void fold(Head& head, const float* p, const float* shift, int begin, int count, int visible, float l, float l_tile,
              float r, float t, float a, float b) {
-    lanes u = zero(), d = zero();
-    for (int j = 0; j < count; j += 32) {
-        lanes weight = load(p + j, count - j);
-        u = fma(weight, load(shift + j, count - j), u);
-        d = fma(weight, add(splat((float)(visible - 1 - begin - j)), mul(ramp(), splat(-1.0f))), d);
+    lanes u = zero(), d = zero(), away = add(splat((float)(visible - 1 - begin)), mul(ramp(), splat(-1.0f)));
+    for (int j = 0; j < count; j += 32, away = add(away, splat(-32.0f))) {
+        lanes weight = load(p + j);
+        u = fma(weight, load(shift + j), u);
+        d = fma(weight, away, d);
     }
     head.u = b * (sum(u) + l_tile * t) + a * (begin ? head.u + l * r : 0.0f);
     head.d = b * sum(d) + a * head.d;
@@ -127,22 +127,23 @@ HD void attend(float* z, u32* probed, const float* q, const float* keys, const f
         int count = visible - begin < TILE ? visible - begin : TILE;
         score(p, q, keys, D, count, scale);
         SYNC_LANES();
+        int scored = (count + 31) / 32 * 32, quads = (count + 3) / 4 * 4;  // behind count there is noise: weight 0
         u32 top = 0;
-        FOR_LANES(j, count) { u32 u = ordered(p[j]); top = u > top ? u : top; }
+        FOR_LANES(j, scored) { u32 u = j < count ? ordered(p[j]) : 0; top = u > top ? u : top; }
         float m = unordered(all_max(top));
-        if constexpr (PROBED) {
+        if (PROBED && (begin == 0 || ordered(m) > ordered(M))) {
             u32 before = 0;  // the larger the earlier
-            FOR_LANES(j, count) {
-                u32 u = ordered(p[j]) == ordered(m) ? (u32)(TILE - j) : 0;
+            FOR_LANES(j, scored) {
+                u32 u = j < count && bits(p[j]) == bits(m) ? (u32)(TILE - j) : 0;
                 before = u > before ? u : before;
-                shift[j] = p[j] - m;
             }
-            before = all_max(before);
-            if (begin == 0 || ordered(m) > ordered(M)) head.argmax = begin + TILE - (int)before;
+            head.argmax = begin + TILE - (int)all_max(before);
         }
-        FOR_LANES(j, count) p[j] = exponential(p[j] - m);
-        int quads = (count + 3) / 4 * 4;
-        if (LEADER) for (int j = count; j & 3; j++) p[j] = 0.0f;
+        FOR_LANES(j, scored) {
+            float s = p[j] - m;
+            if constexpr (PROBED) shift[j] = j < count ? s : 0.0f;
+            p[j] = j < count ? exponential(s) : 0.0f;
+        }
         SYNC_LANES();
         float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         for (int j = 0; j < quads; j += 4)

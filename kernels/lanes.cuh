@@ -16,6 +16,7 @@
 //                           get and set give its place in lanes
 //   sum(lanes)              tree a[i] += a[i+h] for h = 16, 8, 4, 2, 1; then + (+0), so never -0
 //   quarters(to, lanes)     four sums of eight neighbours each: the tree's last three levels
+//   flip(slice, signs, i)   changes the sign where the bit of `signs` for that lane of slice i is set
 //   tally_below, tally_above  count 32 comparisons with a number; counted() gives what came together, to all lanes
 //   reaching                such comparisons as the bits of a word that all lanes see
 //

@@ -45,7 +45,7 @@ HD lanes add(lanes a, lanes b) { return {__fadd_rn(a.v, b.v)}; }
 HD lanes mul(lanes a, lanes b) { return {__fmul_rn(a.v, b.v)}; }
 HD lanes div(lanes a, lanes b) { return {__fdiv_rn(a.v, b.v)}; }
 HD lanes magnitude(lanes a) { return {from_bits(bits(a.v) & 0x7fffffffu)}; }
-HD lanes flip(lanes a, u32 signs) { return {from_bits(bits(a.v) ^ (signs >> LANE << 31))}; }
+HD lanes flip(lanes a, u32 signs, int) { return {from_bits(bits(a.v) ^ (signs >> LANE << 31))}; }
 HD lanes fraction(lanes a, lanes& exponent) {
     int e = (i32)(bits(a.v) - 0x3f400000u) >> 23;
     exponent = {(float)e};

@@ -85,7 +85,7 @@ template <int OP> HD u32 compare(const lanes& a, float x) {
 struct tally { int n; };
 template <int OP> HD tally tallied(tally n, const lanes& a, float x) { return {n.n + __builtin_popcount(compare<OP>(a, x))}; }
 HD int counted(tally n) { return n.n; }
-HD lanes flip(lanes a, u32 signs) {
+HD lanes flip(lanes a, u32 signs, int) {
     __m512i minus = _mm512_set1_epi32((int)0x80000000u), u = _mm512_castps_si512(a.v[0]), w = _mm512_castps_si512(a.v[1]);
     return {{_mm512_castsi512_ps(_mm512_mask_xor_epi32(u, (__mmask16)signs, u, minus)),
              _mm512_castsi512_ps(_mm512_mask_xor_epi32(w, (__mmask16)(signs >> 16), w, minus))}};
@@ -139,25 +139,15 @@ HD lanes fma(const lanes& a, const lanes& b, const lanes& c) {
 }
 HD slice fma(slice a, slice b, slice c) { return {{_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0])}}; }
 #define HAS_WORDS
-template <int OP> HD u32 compare(const lanes& a, float x) {
-    __m256 y = _mm256_set1_ps(x);
-    u32 found = 0;
-    for (int i = 0; i < 4; i++) found |= (u32)_mm256_movemask_ps(_mm256_cmp_ps(a.v[i], y, OP)) << 8 * i;
-    return found;
-}
+template <int OP> HD u32 compare(slice a, float x) { return (u32)_mm256_movemask_ps(_mm256_cmp_ps(a.v[0], _mm256_set1_ps(x), OP)); }
 struct tally { word8 v; };
-template <int OP> HD tally tallied(tally n, const lanes& a, float x) {
-    __m256 y = _mm256_set1_ps(x);
-    word8 m[4];
-    for (int i = 0; i < 4; i++) m[i] = (word8)_mm256_cmp_ps(a.v[i], y, OP);
-    return {n.v - ((m[0] + m[1]) + (m[2] + m[3]))};  // what holds is -1
+template <int OP> HD tally tallied(tally n, slice a, float x) {
+    return {n.v - (word8)_mm256_cmp_ps(a.v[0], _mm256_set1_ps(x), OP)};  // what holds is -1
 }
 HD int counted(tally n) { return (int)((n.v[0] + n.v[1] + n.v[2] + n.v[3]) + (n.v[4] + n.v[5] + n.v[6] + n.v[7])); }
-template <class L> HD L flip(L a, u32 signs) {
-    for (int i = 0; i < PARTS_OF(L); i++) {
-        word8 bit = {1, 2, 4, 8, 16, 32, 64, 128}, mine = (word8{} + (signs >> 8 * i & 255)) & bit;
-        a.v[i] = (__m256)((word8)a.v[i] ^ ((word8)(mine != 0) & 0x80000000u));
-    }
+HD slice flip(slice a, u32 signs, int i) {
+    word8 shift = word8{31, 30, 29, 28, 27, 26, 25, 24} - 8 * (u32)i;
+    a.v[0] = (__m256)((word8)a.v[0] ^ ((word8{} + signs) << shift & 0x80000000u));
     return a;
 }
 HD float sum(const lanes& a) {
@@ -166,6 +156,24 @@ HD float sum(const lanes& a) {
     w = _mm_add_ps(w, _mm_movehl_ps(w, w));
     w = _mm_add_ss(w, _mm_movehdup_ps(w));
     return _mm_cvtss_f32(w) + 0.0f;
+}
+// Of four registers each, at once: 0+4, 1+5, ...; then 0+2, 1+3; then 0+1, as both trees do.
+template <class F> HD __m128 last_three(const __m256 x[4], F f) {
+    __m128 t[4];
+    for (int i = 0; i < 4; i++) t[i] = f(_mm256_castps256_ps128(x[i]), _mm256_extractf128_ps(x[i], 1));
+    __m128 u = f(_mm_movelh_ps(t[0], t[1]), _mm_movehl_ps(t[1], t[0])), v = f(_mm_movelh_ps(t[2], t[3]), _mm_movehl_ps(t[3], t[2]));
+    return f(_mm_shuffle_ps(u, v, 0x88), _mm_shuffle_ps(u, v, 0xdd));
+}
+HD __m256 first_two(const lanes& a) { return _mm256_add_ps(_mm256_add_ps(a.v[0], a.v[2]), _mm256_add_ps(a.v[1], a.v[3])); }
+#define HAS_SUM4
+HD void sum4(float* to, const lanes& a, const lanes& b, const lanes& c, const lanes& d) {
+    __m256 x[4] = {first_two(a), first_two(b), first_two(c), first_two(d)};
+    _mm_storeu_ps(to, last_three(x, [](__m128 s, __m128 t) { return s + t; }) + _mm_setzero_ps());
+}
+#define HAS_QUARTERS  // a register is a quarter
+HD void quarters(float to[4], const lanes& a) { _mm_storeu_ps(to, last_three(a.v, [](__m128 s, __m128 t) { return s + t; })); }
+HD void quarter_maxima(float to[4], const lanes& a) {
+    _mm_storeu_ps(to, last_three(a.v, [](__m128 s, __m128 t) { return _mm_max_ps(s, t); }));
 }
 #else
 struct lanes { float v[32]; };
@@ -216,12 +224,12 @@ template <class L> HD L fraction(L a, L& exponent) {
     }
     return a;
 }
-HD tally tally_below(tally n, const lanes& a, float x) { return tallied<_CMP_LT_OQ>(n, a, x); }
-HD tally tally_above(tally n, const lanes& a, float x) { return tallied<_CMP_GT_OQ>(n, a, x); }
-HD u32 reaching(const lanes& a, float x) { return compare<_CMP_GE_OQ>(a, x); }
+template <class L> HD tally tally_below(tally n, const L& a, float x) { return tallied<_CMP_LT_OQ>(n, a, x); }
+template <class L> HD tally tally_above(tally n, const L& a, float x) { return tallied<_CMP_GT_OQ>(n, a, x); }
+template <class L> HD u32 reaching(const L& a, float x) { return compare<_CMP_GE_OQ>(a, x); }
 #else
 HD lanes magnitude(lanes a) { for (int i = 0; i < 32; i++) a.v[i] = from_bits(bits(a.v[i]) & 0x7fffffffu); return a; }
-HD lanes flip(lanes a, u32 signs) { for (int i = 0; i < 32; i++) a.v[i] = from_bits(bits(a.v[i]) ^ (signs >> i << 31)); return a; }
+HD lanes flip(lanes a, u32 signs, int) { for (int i = 0; i < 32; i++) a.v[i] = from_bits(bits(a.v[i]) ^ (signs >> i << 31)); return a; }
 HD lanes fraction(lanes a, lanes& exponent) {
     for (int i = 0; i < 32; i++) {
         i32 e = (i32)(bits(a.v[i]) - 0x3f400000u) >> 23;
@@ -240,14 +248,6 @@ template <class L> HD L larger(L a, const L& b) {
     for (int i = 0; i < PARTS_OF(L); i++) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
-HD lanes clamp(lanes a, float bound) {
-    lanes high = splat(bound), low = splat(-bound);
-    for (int i = 0; i < PARTS; i++) {
-        a.v[i] = a.v[i] > high.v[i] ? high.v[i] : a.v[i];
-        a.v[i] = a.v[i] < low.v[i] ? low.v[i] : a.v[i];
-    }
-    return a;
-}
 HD lanes load(const float* p, int n) {
     if (n >= 32) return load(p);
     float t[32] = {};
@@ -260,6 +260,7 @@ HD lanes ramp() {  // 0, 1, ... 31
     return load((const float*)t);
 }
 HD int lowest_bit(u32 x) { return __builtin_ctz(x); }
+#ifndef HAS_QUARTERS
 HD void quarters(float to[4], const lanes& a) {
     float t[32];
     store(t, a);
@@ -276,6 +277,7 @@ HD void quarter_maxima(float to[4], const lanes& a) {
         for (int i = 1; i < 8; i++) to[q] = t[8 * q + i] > to[q] ? t[8 * q + i] : to[q];
     }
 }
+#endif
 HD void store(float* p, const lanes& a, int n) {
     if (n >= 32) return store(p, a);
     float t[32];
@@ -302,3 +304,11 @@ HD slice load_slice(const float* p, int n) { return load(p, n); }
 HD slice get(const lanes& a, int) { return a; }
 HD void set(lanes& a, int, const slice& x) { a = x; }
 #endif
+HD slice clamp(slice a, float bound) {
+    slice high = splat_slice(bound), low = splat_slice(-bound);
+    for (int i = 0; i < PARTS_OF(slice); i++) {
+        a.v[i] = a.v[i] > high.v[i] ? high.v[i] : a.v[i];
+        a.v[i] = a.v[i] < low.v[i] ? low.v[i] : a.v[i];
+    }
+    return a;
+}

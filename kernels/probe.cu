@@ -25,6 +25,8 @@
 #include "math.cuh"
 #include "philox.cuh"
 
+constexpr int SLICE = 32 / SLICES;  // columns of a slice
+
 struct ProbePoint { u64 rows, stride, width, column; };
 
 HD u64 sign_bits(u64 seed, u64 column, u64 chunk) {
@@ -37,9 +39,9 @@ HD u64 sign_bits(u64 seed, u64 column, u64 chunk) {
 // f16, half to even, at most 65504 either way.
 HD u32 half_bits(float x) {
     u32 sign = bits(x) >> 16 & 0x8000u, a = bits(x) & 0x7fffffffu;
-    if (a >= 0x477fe000u) return sign | 0x7bffu;
-    if (a < 0x38800000u) return sign | (bits(from_bits(a) + 0.5f) - 0x3f000000u);  // multiples of 2^-24
-    return sign | (a + 0xfffu + (a >> 13 & 1) - 0x38000000u) >> 13;
+    u32 small = bits(from_bits(a) + 0.5f) - 0x3f000000u;  // a multiple of 2^-24
+    u32 other = (a + 0xfffu + (a >> 13 & 1) - 0x38000000u) >> 13;
+    return sign | (a >= 0x477fe000u ? 0x7bffu : a < 0x38800000u ? small : other);
 }
 HD float usable(float x) { return (bits(x) & 0x7f800000u) == 0x7f800000u ? 0.0f : x; }
 HD float ratio(float a, float b) { return b > 0.0f ? usable(a / b) : 0.0f; }
@@ -64,26 +66,47 @@ HD void take(u64 top[4], float x, int at) {
     for (int k = 3; k > 0; k--)
         if (top[k] > top[k - 1]) { u64 t = top[k]; top[k] = top[k - 1]; top[k - 1] = t; }
 }
+// Of the columns from `at` on that are marked, and are below n.
+ONCE void take_marked(u64 top[4], const float* x, int at, int n, u32 marked) {
+    if (n - at < 32) marked &= ~(~0u << (n - at));
+    for (; marked; marked &= marked - 1) take(top, x[at + lowest_bit(marked)], at + lowest_bit(marked));
+}
 HD u32 index_of(u64 key) { return key ? 0xffffffffu - (u32)key : 0; }
 
+// signs[k] = those of the columns 32 k .. 32 k + 31 of a tile.
+HD void sign_tile(u64 signs[32], u64 seed, u32 column, int tile, int end) {
+    SYNC_LANES();
+    FOR_LANES(k, (end - tile + 31) / 32) signs[k] = sign_bits(seed, column, (u64)(tile / 32 + k));
+    SYNC_LANES();
+}
+
+// body(v, c, k) for slice i of each 32 columns k of a tile: c is its first column; columns behind the row are zeros.
+template <class Body> HD void each_slice(const float* x, int tile, int end, int i, Body body) {
+    int c = tile + i * SLICE, k = 0;
+    for (; c + SLICE <= end; c += 32, k++) body(load_slice(x + c, SLICE), c, k);
+    if (c < end) body(load_slice(x + c, end - c), c, k);
+}
+
 HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 column) {
-    float s1 = 0.0f, s2 = 0.0f, s4 = 0.0f, l1 = 0.0f, energy = 0.0f, linear[4] = {}, clipped[4] = {};
+    float s1 = 0.0f, s2 = 0.0f, s4 = 0.0f, l1 = 0.0f, energy = 0.0f, sketch[8] = {};  // linear, clipped
     lanes most = zero();
+    SCRATCH(u64, signs, 32);
     for (int tile = 0; tile < n; tile += 1024) {
         int end = n < tile + 1024 ? n : tile + 1024;
         lanes a1, a2, a4, al, ae, as;
+        sign_tile(signs, seed, column, tile, end);
         for (int i = 0; i < SLICES; i++) {
             slice b1 = splat_slice(0.0f), b2 = b1, b4 = b1, bl = b1, be = b1, bs = b1, high = get(most, i);
-            for (int c = tile + i * (32 / SLICES); c < end; c += 32) {
-                slice v = load_slice(x + c, n - c), size = magnitude(v), square = mul(v, v);
+            each_slice(x, tile, end, i, [&](slice v, int, int k) {
+                slice size = magnitude(v), square = mul(v, v);
                 high = larger(high, size);
                 b1 = add(b1, v);
                 b2 = add(b2, square);
                 b4 = fma(square, square, b4);
                 bl = add(bl, size);
                 be = add(be, energy_log(square, size));
-                bs = add(bs, flip(v, (u32)sign_bits(seed, column, (u64)c / 32) >> i * (32 / SLICES) % 32));
-            }
+                bs = add(bs, flip(v, (u32)signs[k], i));
+            });
             set(a1, i, b1), set(a2, i, b2), set(a4, i, b4), set(al, i, bl), set(ae, i, be), set(as, i, bs), set(most, i, high);
         }
         float total[4], part[4];
@@ -91,7 +114,7 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
         s1 = s1 + total[0], s2 = s2 + total[1], s4 = s4 + total[2], l1 = l1 + total[3];
         energy = energy + sum(ae);
         quarters(part, as);
-        for (int b = 0; b < 4; b++) linear[b] = linear[b] + part[b];
+        for (int b = 0; b < 4; b++) sketch[b] = sketch[b] + part[b];
     }
     float high[4], floats = (float)n, bound = 2.0f * (l1 / floats);
     quarter_maxima(high, most);
@@ -102,22 +125,28 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
     u64 top[4] = {0, 0, 0, 0};
     for (int tile = 0; tile < n; tile += 1024) {
         int end = n < tile + 1024 ? n : tile + 1024;
-        lanes as = zero();
-        for (int c = tile; c < end; c += 32) {
-            lanes v = load(x + c, n - c), size = magnitude(v);
-            u32 valid = c + 32 <= n ? ~0u : ~(~0u << (n - c));
-            small = tally_below(small, size, near);
-            outside = tally_above(outside, size, bound);
-            as = add(as, flip(clamp(v, bound), (u32)(sign_bits(seed, column, (u64)c / 32) >> 32)));
-            zeros = tally_below(zeros, size, 0x1p-126f);
-            if (absmax > 65504.0f) saturated = tally_above(saturated, size, 65504.0f);
-            for (u32 m = reaching(size, least) & valid; m; m &= m - 1) take(top, x[c + lowest_bit(m)], c + lowest_bit(m));
+        lanes as;
+        if (n > 1024) sign_tile(signs, seed, column, tile, end);
+        for (int i = 0; i < SLICES; i++) {
+            slice bs = splat_slice(0.0f);
+            each_slice(x, tile, end, i, [&](slice v, int c, int k) {
+                slice size = magnitude(v);
+                small = tally_below(small, size, near);
+                outside = tally_above(outside, size, bound);
+                zeros = tally_below(zeros, size, 0x1p-126f);
+                bs = add(bs, flip(clamp(v, bound), (u32)(signs[k] >> 32), i));
+                u32 marked = reaching(size, least);
+                if (__builtin_expect(marked != 0, 0)) take_marked(top, x, c, n, marked);
+            });
+            set(as, i, bs);
         }
         float part[4];
         quarters(part, as);
-        for (int b = 0; b < 4; b++) clipped[b] = clipped[b] + part[b];
+        for (int b = 0; b < 4; b++) sketch[4 + b] = sketch[4 + b] + part[b];
     }
-    int none = (n + 31) / 32 * 32 - n;  // lanes behind the row are zeros
+    if (absmax > 65504.0f)
+        for (int c = 0; c < n; c += SLICE) saturated = tally_above(saturated, magnitude(load_slice(x + c, n - c)), 65504.0f);
+    int none = (n + SLICE - 1) / SLICE * SLICE - n;  // columns behind the row were zeros
     int counts[4] = {counted(zeros) - none, counted(saturated), counted(small) - (near > 0.0f ? none : 0), counted(outside)};
     if (!LEADER) return;
     float mean_square = s2 / floats, rms = square_root(mean_square), fourth = mean_square * mean_square;
@@ -142,11 +171,9 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
             to[16 + i] = bits(x[begin + (u32)((u64)words.word[i - s] * length >> 32)]);
         }
     }
-    for (int b = 0; b < 4; b += 2) {
-        float lin = usable(rms) * wide, cut = bound * wide;
-        to[24 + b / 2] = half_bits(ratio(linear[b], lin)) | half_bits(ratio(linear[b + 1], lin)) << 16;
-        to[26 + b / 2] = half_bits(ratio(clipped[b], cut)) | half_bits(ratio(clipped[b + 1], cut)) << 16;
-    }
+    u32 half[8];
+    for (int b = 0; b < 8; b++) half[b] = half_bits(ratio(sketch[b], (b < 4 ? usable(rms) : bound) * wide));
+    for (int b = 0; b < 4; b++) to[24 + b] = half[2 * b] | half[2 * b + 1] << 16;
     for (int i = 0; i < 4; i++) to[28 + i] = (u32)counts[i];
 }
 

@@ -7,7 +7,7 @@
 #pragma once
 #include "lanes.cuh"
 
-#define NEAR_CHUNKS 128  // of 1024 bytes: the rows of a batch
+#define NEAR_CHUNKS 256  // of 1024 bytes: the rows of a batch
 
 KERNEL(blake3_probe, u32* digest, u8* flaw, u32* record, const Point* points, const u64* seed, const i32* position,
        const i32* row, const i32* T, int P, int ld) {
