@@ -80,6 +80,11 @@ class CpuDevice(Device):
         copy: np.ndarray = array.copy()
         return copy
 
+    def peek(self, array: Array) -> np.ndarray:
+        view: np.ndarray = array.view()
+        view.flags.writeable = False
+        return view
+
     def address(self, array: Array) -> int:
         return int(array.ctypes.data)
 

@@ -66,6 +66,10 @@ class Device(ABC):
     def download(self, array: Array) -> np.ndarray:
         """Copies from the device."""
 
+    def peek(self, array: Array) -> np.ndarray:
+        """Gives what ``download`` does, to be read at once: it may change with the next step."""
+        return self.download(array)
+
     @abstractmethod
     def address(self, array: Array) -> int:
         """Gives the address of the first element, for kernels that read tables of addresses."""

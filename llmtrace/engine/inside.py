@@ -64,7 +64,7 @@ class Observer(Protocol):
     """Somebody who is told what the probes measure while a run goes on."""
 
     def saw(self, seen: Seen) -> None:
-        """Is told of each step, in order of position."""
+        """Is told of each step, in order of position; what it is told is gone after that."""
 
     def wanted(self) -> list[int]:
         """Says, when the run is at its end, which positions to look at whole, ascending."""

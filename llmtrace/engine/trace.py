@@ -240,8 +240,9 @@ def _collect(
     """Hands the results of a step to the sequences."""
     rows, wanted = sum(count for _, count in share), sum(s.picks(count) for s, count in share)
     inner = plan.inner
-    results = {name: plan.device.download(array[:rows]) for name, array in plan.results.items()}
-    results["flaws"][wanted:, inner:] = 0
+    # one sequence's look, when it has ended, would change what the others have still to read
+    read = plan.device.peek if len(share) == 1 else plan.device.download
+    results = {name: read(array[:rows]) for name, array in plan.results.items()}
     kept = {name: plan.device.download(array[:rows]) for name, array in plan.kept.items()}
     picked = {p.name for p in plan.points[inner:]}
     tokens, logprobs = plan.tokens(wanted)
@@ -251,10 +252,10 @@ def _collect(
         here, there = slice(row, row + count), slice(pick, pick + picks)
         flaws, digests = results["flaws"], results["digests"]
         _refuse_flaws(plan, sequence, flaws[here, :inner], flaws[there, inner:], count - picks)
-        sequence.digests.append(digests[here, :inner])
-        sequence.pick_digests.append(digests[there, inner:])
+        sequence.digests.append(digests[here, :inner].copy())
+        sequence.pick_digests.append(digests[there, inner:].copy())
         if plan.probes == 1:
-            sequence.records.append(results["records"][here])
+            sequence.records.append(results["records"][here].copy())
         elif plan.probes and sequence.observer:
             sequence.observer.saw(_seen(sequence, count, results, inner, (here, there)))
         for name, values in kept.items():
