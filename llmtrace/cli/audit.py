@@ -13,8 +13,7 @@ from llmtrace.cli.output import plain
 from llmtrace.errors import Misuse, Trouble
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
+    from llmtrace.cli.output import Bar
     from llmtrace.store.chain import Store
     from llmtrace.store.forks import Proof
 
@@ -99,7 +98,7 @@ def audit(session: Session, nodes: tuple[str, ...], proof: str | None) -> int:
     return worst
 
 
-def _audit(store: Store, node: str, proofs: dict[str, int], bar: tqdm[None]) -> _Chain:
+def _audit(store: Store, node: str, proofs: dict[str, int], bar: Bar) -> _Chain:
     from llmtrace.store.remotes import Remotes
     from llmtrace.verify.audit import audit_chain
     from llmtrace.verify.caps import is_own
@@ -122,7 +121,7 @@ def _audit(store: Store, node: str, proofs: dict[str, int], bar: tqdm[None]) -> 
     return chain
 
 
-def _sound(store: Store, node: str, tip: str, bar: tqdm[None]) -> int:
+def _sound(store: Store, node: str, tip: str, bar: Bar) -> int:
     """Audits a chain on all cores: the number of its records, 0 if one has findings."""
     from llmtrace.verify.shares import audit_shared
 

@@ -17,8 +17,7 @@ from llmtrace.errors import Misuse
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tqdm import tqdm
-
+    from llmtrace.cli.output import Bar
     from llmtrace.store.chain import Store
     from llmtrace.store.remotes import Remotes
     from llmtrace.verify.intake import Outcome
@@ -140,7 +139,7 @@ class _Bar:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._bar: tqdm[None] | None = None
+        self._bar: Bar | None = None
 
     def transfer(self, line: str) -> None:
         step = _STEP.match(line)
@@ -154,7 +153,7 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def _open(self) -> tqdm[None]:
+    def _open(self) -> Bar:
         if self._bar is None:
             self._bar = self._session.out.progress(None, "fetch", "record")
         return self._bar

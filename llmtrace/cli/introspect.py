@@ -15,8 +15,7 @@ from llmtrace.errors import Misuse, Trouble
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tqdm import tqdm
-
+    from llmtrace.cli.output import Bar
     from llmtrace.engine.trace import Model
     from llmtrace.introspect.inside import Inside
     from llmtrace.introspect.invariants import Case, Invariant
@@ -200,7 +199,7 @@ def _found(session: Session, subject: Subject, answer: str | None) -> Found:
 
 
 def _checked(
-    subject: Subject, inside: Inside, bar: tqdm[None], heed: Callable[[], None]
+    subject: Subject, inside: Inside, bar: Bar, heed: Callable[[], None]
 ) -> tuple[Case, list[Invariant]]:
     """Checks every invariant."""
     from llmtrace.introspect.invariants import Case, check

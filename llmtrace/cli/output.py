@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from llmtrace.errors import Trouble
 
@@ -31,6 +31,31 @@ def plain(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return re.sub(_UNSAFE, lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], text)
+
+
+class NoBar:
+    """A progress bar that nobody would see; tqdm takes longer to import than many a command."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __enter__(self) -> "NoBar":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, n: int = 1) -> None:
+        """Counts."""
+        self.n += n
+
+    def set_postfix_str(self, text: str) -> None:
+        """Says nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+Bar: TypeAlias = "tqdm[None] | NoBar"
 
 
 class Output:
@@ -93,16 +118,17 @@ class Output:
 
     def progress(
         self, total: int | None, what: str, unit: str = "it", *, streams: bool = False
-    ) -> "tqdm[None]":
+    ) -> Bar:
         """Opens a progress bar; it shows only on a terminal that is not quiet.
 
         ``streams``: pieces of text come meanwhile, so it needs a terminal to itself.
         """
+        shared = streams and _is_terminal(sys.stdout)
+        if self.quiet or shared or not _is_terminal(sys.stderr):
+            return NoBar()
         from tqdm import tqdm
 
-        shared = streams and _is_terminal(sys.stdout)
-        hidden = self.quiet or shared or not _is_terminal(sys.stderr)
-        self._bar = tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False, delay=0.5)
+        self._bar = tqdm(total=total, desc=what, unit=unit, leave=False, delay=0.5)
         return self._bar
 
     def _write(self, text: str) -> None:

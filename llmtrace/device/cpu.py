@@ -98,10 +98,13 @@ class CpuDevice(Device):
 class _CpuStep(Step):
     def __init__(self, device: CpuDevice, launches: Sequence[Launch]) -> None:
         self._device = device
-        self._words = [
-            (ctypes.c_uint64 * len(launch.args))(*map(_word, launch.args)) for launch in launches
-        ]
         self._keep = [launch.args for launch in launches]  # the arrays must outlive the step
+        each = {id(value): value for args in self._keep for value in args}  # most stand in many
+        words = {key: _word(value) for key, value in each.items()}
+        self._words = [
+            (ctypes.c_uint64 * len(args))(*(words[id(value)] for value in args))
+            for args in self._keep
+        ]
         self._list = (_Launch * len(launches))(
             *(
                 _Launch(

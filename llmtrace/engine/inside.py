@@ -43,7 +43,8 @@ class Inside:
         """The same inside at some of its positions."""
         import numpy as np
 
-        here = np.isin(self.positions, [*positions])
+        wanted = set(positions)  # isin() would import as much again as numpy itself
+        here = np.array([position in wanted for position in self.positions.tolist()], bool)
         later = here[self.positions >= self.first_pick]
         return replace(
             self,

@@ -76,7 +76,7 @@ class _Keeper:
     """Observes a replay and keeps what was measured at some positions."""
 
     def __init__(self, positions: np.ndarray, tell: Iterable[Adding]) -> None:
-        self._positions, self._tell = positions, tuple(tell)
+        self._wanted, self._tell = frozenset(positions.tolist()), tuple(tell)
         self.heads: list[np.ndarray] = []
         self.drawn: list[np.ndarray] = []
         self.points: list[np.ndarray] = []
@@ -87,7 +87,7 @@ class _Keeper:
 
         for each in self._tell:
             each.add(seen)
-        here = np.isin(seen.positions, self._positions)
+        here = np.array([position in self._wanted for position in seen.positions.tolist()], bool)
         self.heads.append(seen.heads[here])
         self.points.append(seen.points[here])
         there = here[len(here) - len(seen.drawn) :]

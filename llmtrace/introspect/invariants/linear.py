@@ -153,7 +153,7 @@ def lens(case: Case) -> Invariant:
     count = len(case.picked)
     if not count:
         return tally.result("no position that was looked at has logits")
-    chosen = np.unique(np.linspace(0, count - 1, min(count, LENSES)).astype(np.int64))
+    chosen = sorted({*np.linspace(0, count - 1, min(count, LENSES)).astype(int).tolist()})
     last, picked, logits = _head(case)
     scale, relative = norm_scale(last[chosen], float(case.architecture.norm_epsilon))
     x = last[chosen] / scale[:, None] * case.weight("model.norm.weight").astype(np.float64)
