@@ -1,7 +1,8 @@
 // host.cpp: runs launch lists on a pool of threads. The whole CPU library is this one translation unit.
 //
-// A launch is a kernel and its arguments as 64-bit words. All threads run every launch, each its own share of
-// the items; a barrier stands between launches, so a kernel sees all that the one before it wrote.
+// A launch is a kernel and its arguments as 64-bit words. Its items are cut into shares, a few for each thread,
+// and a thread takes the next one when it is done with one: some items are dearer than others, and so are some cores.
+// A barrier stands between launches, so a kernel sees all that the one before it wrote.
 // The caller is thread 0; the others sleep between runs. Every thread sets the floating-point mode
 // (nearest-even, subnormals kept, no traps) on entry; the caller's is restored.
 // Nothing here needs the C++ library: not every compiler brings one, and some build it first, for minutes.
@@ -59,6 +60,8 @@ HD void relax(int& spins) {
 #endif
 }
 
+#define SHARES 4  // of a thread
+
 struct Pool;
 struct Worker { Pool* pool; int index; pthread_t thread; };
 
@@ -71,6 +74,7 @@ struct Pool {
     bool closing;
     const Launch* list;
     int length;
+    int taken;    // shares of this launch
     int arrived;  // at the barrier
     unsigned passed;  // barriers
 };
@@ -79,17 +83,19 @@ void barrier(Pool& p) {
     unsigned now = __atomic_load_n(&p.passed, __ATOMIC_ACQUIRE);
     if (__atomic_add_fetch(&p.arrived, 1, __ATOMIC_ACQ_REL) == p.count) {
         __atomic_store_n(&p.arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&p.taken, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&p.passed, now + 1, __ATOMIC_RELEASE);
     } else {
         for (int spins = 0; __atomic_load_n(&p.passed, __ATOMIC_ACQUIRE) == now;) relax(spins);
     }
 }
 
-void share(Pool& p, int index) {
+void share(Pool& p, int thread) {
     Mode mode;
     const Launch* list = p.list;  // the caller may set the next list as soon as the last barrier opens
-    for (int i = 0, n = p.length; i < n; i++) {
-        list[i].kernel(Share{index, p.count}, list[i].words);
+    for (int i = 0, n = p.length, all = p.count * SHARES; i < n; i++) {
+        for (int next; (next = __atomic_fetch_add(&p.taken, 1, __ATOMIC_RELAXED)) < all;)
+            list[i].kernel(Share{next, all, thread}, list[i].words);
         barrier(p);
     }
 }
@@ -154,7 +160,7 @@ extern "C" void pool_run(void* pool, const Launch* launches, int n, int alone) {
     if (n == 0) return;
     if (alone || p.count == 1) {  // too little work to be worth a barrier: the others sleep on
         Mode mode;
-        for (int i = 0; i < n; i++) launches[i].kernel(Share{0, 1}, launches[i].words);
+        for (int i = 0; i < n; i++) launches[i].kernel(Share{0, 1, 0}, launches[i].words);
         return;
     }
     p.list = launches, p.length = n;

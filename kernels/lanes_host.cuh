@@ -4,7 +4,7 @@
 #define HD static inline __attribute__((always_inline))
 #define ONCE static __attribute__((noinline))
 #define LEADER true
-struct Share { i32 index, count; };  // this thread, of so many
+struct Share { i32 index, count, thread; };  // this one of so many, and who works on it
 #define FOR_ITEMS(i, total)                                                         \
     for (i64 i##_all = (total), i = i##_all * share.index / share.count,            \
              i##_end = i##_all * (share.index + 1) / share.count; i < i##_end; i++)
@@ -287,6 +287,8 @@ HD void store(float* p, const lanes& a, int n) {
 
 #ifdef SLICES
 HD slice splat_slice(float x) { return {{_mm256_set1_ps(x)}}; }
+template <class W> HD slice load_slice(const W* p) { return {{load8(p)}}; }
+HD void store(float* p, slice a) { _mm256_storeu_ps(p, a.v[0]); }
 HD slice add(slice a, slice b) { return {{a.v[0] + b.v[0]}}; }
 HD slice load_slice(const float* p, int n) {
     if (n >= 8) return {{load8(p)}};
@@ -300,6 +302,7 @@ HD void set(lanes& a, int i, slice x) { a.v[i] = x.v[0]; }
 #define SLICES 1
 typedef lanes slice;
 HD slice splat_slice(float x) { return splat(x); }
+template <class W> HD slice load_slice(const W* p) { return load(p); }
 HD slice load_slice(const float* p, int n) { return load(p, n); }
 HD slice get(const lanes& a, int) { return a; }
 HD void set(lanes& a, int, const slice& x) { a = x; }

@@ -124,7 +124,7 @@ HD void tiled(Share share, float* y, const W* w, const float* x, const float* at
               const i32* count, int N, int K, int ldy, int ldw, int ldx) {
     int T = *count, depth = (K + 31) / 32;
     if (T < FEW) return linear(share, y, w, x, bias, count, N, K, ldy, ldw, ldx);
-    wide += (i64)share.index * MOST * ldx;
+    wide += (i64)share.thread * MOST * ldx;
     FOR_ITEMS(item, (N + PANEL - 1) / PANEL) {
         i64 n = item * PANEL;
         int outputs = N - n < PANEL ? (int)(N - n) : PANEL;

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import conftest
+from running import device
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "man").glob("*.1"))
@@ -131,6 +132,7 @@ def check(document: Path, path: str, home: Path) -> None:
     "document", [ROOT / "README.md", *SAMPLES, *PAGES], ids=lambda path: path.name
 )
 def test_examples_run_as_shown(document: Path, programs: str, home: Path) -> None:
+    device()  # the first to use the kernels would say that it compiles them
     check(document, programs, home)
 
 
