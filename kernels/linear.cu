@@ -20,21 +20,14 @@ template <int R, int S> HD void sums(float* to, const lanes (&acc)[R][S], int s)
     for (int r = FOURS; r < R; r++) to[r] = sum(acc[r][s]);
 }
 
-// A stretch of k: between one and the next the lanes wait in `carry`, R*S*32 floats.
-struct Stretch {
-    float* carry;
-    bool first, last;
-};
-
 // R rows of w by S rows of x.
 template <int R, int S, class W>
-HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int K, const float* bias,
-             Stretch stretch = {nullptr, true, true}) {
+HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int K, const float* bias) {
     lanes acc[R][S];
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
-        for (int s = 0; s < S; s++) acc[r][s] = stretch.first ? zero() : load(stretch.carry + 32 * (r * S + s));
+        for (int s = 0; s < S; s++) acc[r][s] = zero();
     for (int k = 0; k < K; k += 32) {
         lanes b[S];
 #pragma unroll
@@ -46,13 +39,6 @@ HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, in
 #pragma unroll
             for (int s = 0; s < S; s++) acc[r][s] = fma(a, b[s], acc[r][s]);
         }
-    }
-    if (!stretch.last) {
-#pragma unroll
-        for (int r = 0; r < R; r++)
-#pragma unroll
-            for (int s = 0; s < S; s++) store(stretch.carry + 32 * (r * S + s), acc[r][s]);
-        return;
     }
 #pragma unroll
     for (int s = 0; s < S; s++) {
@@ -89,52 +75,87 @@ HD void linear(Share, float* y, const W* w, const float* x, const float* bias, c
 
 #else
 
-#define ROWS 6
-#define TOKENS 2
-#define DEPTH 1024              // of a stretch: ROWS of w, widened, and TOKENS of x fit the first-level cache
-#define NEAR_BYTES (512 << 10)  // of x, which stays in the second while panels of w pass over it
+#define DEPTH 1024  // of a stretch of k: what is read of w and x for it fits the first-level cache
+#define NEAR 16     // tokens that pass over a row of w while it is near
 
-// R rows of w by T rows of x. A stretch of w is widened once for all of them.
+// A stretch of k for R rows of w and S of x: a slice of the lanes at a time, so that a core has a register for each sum.
+// is_fresh: w is read for the first time, and what R rows later will be read is asked for.
+template <int R, int S, class W>
+HD void stretch(float* to, const W* w, i64 ldw, const float* x, i64 ldx, int depth, bool is_first, bool is_fresh) {
+    if constexpr (R * S <= 12)
+        for (int i = 0; i < 32; i += 32 / SLICES) {
+            slice acc[R][S];
+#pragma GCC unroll 12
+            for (int n = 0; n < R * S; n++) acc[n / S][n % S] = is_first ? splat_slice(0.0f) : load_slice(to + 32 * n + i);
+            bool ahead = is_fresh && i == 0;
+            for (int k = i; k < depth; k += 32) {
+                slice a[R];
+#pragma GCC unroll 12
+                for (int r = 0; r < R; r++) {
+                    a[r] = load_slice(w + r * ldw + k);
+                    if (ahead) PREFETCH(w + (r + R) * ldw + k);
+                }
+#pragma GCC unroll 12
+                for (int s = 0; s < S; s++) {
+                    slice b = load_slice(x + s * ldx + k);
+#pragma GCC unroll 12
+                    for (int r = 0; r < R; r++) acc[r][s] = fma(a[r], b, acc[r][s]);
+                }
+            }
+#pragma GCC unroll 12
+            for (int n = 0; n < R * S; n++) store(to + 32 * n + i, acc[n / S][n % S]);
+        }
+}
+
+// R rows of w by T <= NEAR rows of x, which are cut into groups of nearly the same size, 4 at most.
 template <int R, class W>
-HD void panel(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int T, int K, const float* bias, float* wide,
-              float* carry) {
+HD void rows(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, int T, int K, const float* bias) {
+    alignas(64) float lane_sums[NEAR * R * 32];
+    int groups = (T + 3) / 4, size[NEAR / 4];
+    for (int g = 0, t = 0; g < groups; t += size[g], g++) size[g] = (T - t + groups - g - 1) / (groups - g);
     for (int k = 0; k < K; k += DEPTH) {
         int depth = K - k < DEPTH ? K - k : DEPTH, t = 0;
-        Stretch stretch{carry, k == 0, k + depth == K};
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < depth; c += 32) store(wide + r * DEPTH + c, load(w + r * ldw + k + c));
-        for (; t + TOKENS <= T; t += TOKENS, stretch.carry += 32 * R * TOKENS)
-            dots<R, TOKENS>(y + t * ldy, ldy, wide, DEPTH, x + t * ldx + k, ldx, depth, bias, stretch);
-        for (; t < T; t++, stretch.carry += 32 * R)
-            dots<R, 1>(y + t * ldy, ldy, wide, DEPTH, x + t * ldx + k, ldx, depth, bias, stretch);
+        for (int g = 0; g < groups; t += size[g], g++) {
+            float* to = lane_sums + 32 * R * t;
+            const float* from = x + t * ldx + k;
+            if (size[g] == 4) stretch<R, 4>(to, w + k, ldw, from, ldx, depth, k == 0, g == 0);
+            if (size[g] == 3) stretch<R, 3>(to, w + k, ldw, from, ldx, depth, k == 0, g == 0);
+            if (size[g] == 2) stretch<R, 2>(to, w + k, ldw, from, ldx, depth, k == 0, g == 0);
+            if (size[g] == 1) stretch<R, 1>(to, w + k, ldw, from, ldx, depth, k == 0, g == 0);
+        }
+    }
+    for (int g = 0, t = 0; g < groups; t += size[g], g++)
+        for (int s = 0; s < size[g]; s++)
+            for (int r = 0; r < R; r++) {
+                float total = sum(load(lane_sums + 32 * (R * t + r * size[g] + s)));
+                y[(t + s) * ldy + r] = bias ? total + bias[r] : total;
+            }
+}
+
+template <int R, class W>
+HD void all_rows(Share share, float* y, const W* w, const float* x, const float* bias, int T, int N, int K, i64 ldy, i64 ldw,
+                 i64 ldx) {
+    FOR_ITEMS(item, (N + R - 1) / R) {
+        i64 n = item * R;
+        if (n + R <= N) rows<R>(y + n, ldy, w + n * ldw, ldw, x, ldx, T, K, bias ? bias + n : bias);
+        else
+            for (; n < N; n++) rows<1>(y + n, ldy, w + n * ldw, ldw, x, ldx, T, K, bias ? bias + n : bias);
     }
 }
 
 template <class W>
 HD void linear(Share share, float* y, const W* w, const float* x, const float* bias, const i32* count, int N, int K,
                int ldy, int ldw, int ldx) {
-    int T = *count, panels = (N + ROWS - 1) / ROWS;
+    int T = *count;
     if (T == 1) {
         FOR_ITEMS(n, N) dots<1, 1>(y + n, ldy, w + n * ldw, ldw, x, ldx, K, bias ? bias + n : bias);
         return;
     }
-    int most = NEAR_BYTES / (int)sizeof(float) / ldx / TOKENS * TOKENS;
-    if (most < 8) most = 8;
-    if (most > 128) most = 128;
-    alignas(64) float wide[ROWS * DEPTH], carry[128 * ROWS * 32];
-    for (int t = 0; t < T; t += most) {
-        int near = T - t < most ? T - t : most;
-        float* yt = y + (i64)t * ldy;
-        const float* xt = x + (i64)t * ldx;
-        FOR_ITEMS(item, panels) {
-            i64 n = item * ROWS;
-            const float* b = bias ? bias + n : bias;
-            if (n + ROWS <= N)
-                panel<ROWS>(yt + n, ldy, w + n * ldw, ldw, xt, ldx, near, K, b, wide, carry);
-            else
-                for (; n < N; n++, b += b ? 1 : 0)
-                    panel<1>(yt + n, ldy, w + n * ldw, ldw, xt, ldx, near, K, b, wide, carry);
-        }
+    for (int t = 0; t < T; t += NEAR, y += (i64)NEAR * ldy, x += (i64)NEAR * ldx) {
+        int near = T - t < NEAR ? T - t : NEAR, most = (near + (near + 3) / 4 - 1) / ((near + 3) / 4);
+        if (most == 4) all_rows<3>(share, y, w, x, bias, near, N, K, ldy, ldw, ldx);
+        else if (most == 3) all_rows<4>(share, y, w, x, bias, near, N, K, ldy, ldw, ldx);
+        else all_rows<6>(share, y, w, x, bias, near, N, K, ldy, ldw, ldx);
     }
 }
 

@@ -58,6 +58,19 @@ def test_outer_products_give_the_bits_of_rows(
         assert (expected["y"][T:] == -7.75).all()
 
 
+@pytest.mark.parametrize("T", [*range(2, 18), 33])
+@pytest.mark.parametrize("kind", ["bf16", "f32"])
+def test_tokens_of_a_step_give_the_bits_of_each_alone(built: CpuDevice, kind: str, T: int) -> None:
+    """Few tokens share the rows of w, in groups of 1 to 4, over stretches of k."""
+    rng = np.random.default_rng(T)
+    case = linear(rng, kind, (T, 13, 2816), 127 if T % 2 else 20, has_bias=True)
+    together = case.run(built)["y"]
+    for t in range(T):
+        one = {"x": case.arrays["x"][t : t + 1], "T": np.array([1], "<i4")}
+        alone = Case(case.name, case.arrays | one, case.outputs, case.launches).run(built)["y"]
+        assert alone[0].tobytes() == together[t].tobytes()
+
+
 @pytest.mark.parametrize("size", [3000, 300_000])
 def test_one_pass_gives_what_two_give(built: CpuDevice, size: int) -> None:
     """Digests, flaws and records of rows of 1 to 2,048 values, more than one batch of them."""
