@@ -103,11 +103,15 @@ ONCE void fold(Head& head, const float* p, const float* shift, int begin, int co
     head.previous = before >= 0 && before < count ? b * p[before] : a * head.previous;
 }
 
-// Folds a tile into 32 dimensions of the mix: its values times the weights p[0..quads-1], a multiple of 4.
-ONCE lanes mix(lanes o, const float* p, const float* v, int wide, int quads, float a, float b) {
+// Folds a tile into 32 dimensions of the mix: its values times the weights p[0..count-1]. What stands behind them may
+// be anything, a NaN as well: a guess of what comes next, which was wrong, wrote there.
+ONCE lanes mix(lanes o, const float* p, const float* v, int wide, int count, float a, float b) {
     lanes x[4] = {zero(), zero(), zero(), zero()};
-    for (int j = 0; j < quads; j += 4)
+    int j = 0;
+    for (; j + 4 <= count; j += 4)
         for (int i = 0; i < 4; i++) x[i] = fma(splat(p[j + i]), load(v + (i64)(j + i) * wide), x[i]);
+    for (int i = 0; i < 3; i++)
+        if (j + i < count) x[i] = fma(splat(p[j + i]), load(v + (i64)(j + i) * wide), x[i]);
     lanes o_tile = add(add(add(x[0], x[2]), add(x[1], x[3])), zero());
     return fma(splat(b), o_tile, mul(splat(a), o));
 }
@@ -154,7 +158,7 @@ HD void attend(float* z, u32* probed, const float* q, const float* keys, const f
         if constexpr (PROBED) fold(head, p, shift, begin, count, visible, l, l_tile, M - M_next, m - M_next, a, b);
         l = fma(b, l_tile, a * l);
 #pragma unroll
-        for (int c = 0; c < C; c++) o[c] = mix(o[c], p, values + 32 * c, 32 * C, quads, a, b);
+        for (int c = 0; c < C; c++) o[c] = mix(o[c], p, values + 32 * c, 32 * C, count, a, b);
         M = M_next;
         SYNC_LANES();
     }

@@ -144,6 +144,8 @@ OPTIONS: dict[str, tuple[int, str, str]] = {
     "--keep nonsense": (2, "no point 'nonsense' in this model", "blocks.0.hook_resid_post"),
     "--numerics speed": (3, "no numerics 'speed' in this llmtrace", "it knows: accuracy"),
     "--numerics nonsense": (3, "no numerics 'nonsense'", "it knows: accuracy"),
+    "--draft nowhere": (4, "no model 'nowhere'", "llmtrace model list"),
+    "--draft sample": (2, "the draft model has 2048 tokens, the model 259", "with 'ngram'"),
     "--probe all": (2, "invalid value for '--probe'", SEE),
     "--format xml": (2, "invalid value for '--format'", SEE),
     "--file x": (2, "PROMPT and --file cannot be used together", ""),

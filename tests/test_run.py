@@ -59,9 +59,22 @@ def test_text_id_and_json_say_the_same(run: Callable[..., str], home: Path) -> N
 def test_one_checksum_whatever_cannot_move_a_bit(run: Callable[..., str]) -> None:
     how = [[], ["--threads", "1"], ["--probe", "off"], ["--probe", "detail"], ["--no-commit"]]
     how += [["--keep", "ln_final.*"], ["--numerics", "accuracy"]]
+    how += [["--draft", "ngram"], ["--draft", "sample"]]
     assert len({read(run, "-n", "9", *options)["checksum"] for options in how}) == 1
     what = [["-n", "10"], ["--seed", "1"], ["--temperature", "0.5"], ["--top-k", "1"]]
     assert len({read(run, "-n", "9", *options)["checksum"] for options in what}) == len(what)
+
+
+def test_a_draft_saves_steps(run: Callable[..., str]) -> None:
+    """Everything else of the line is the same; verify wants to know of no draft."""
+    plain = read(run, "-n", "40")
+    drafted = read(run, "-n", "40", "--draft", "sample")
+    assert (plain["steps"], drafted["steps"]) == (40, 5)  # of 1, 5, 9, 16 and 9 tokens
+    apart = {"commit", "steps", "timings"}
+    assert {k: v for k, v in drafted.items() if k not in apart} == {
+        k: v for k, v in plain.items() if k not in apart
+    }
+    assert run("verify", drafted["commit"]).startswith("verified ")
 
 
 def test_token_ids_give_the_activations_of_their_text(run: Callable[..., str], home: Path) -> None:

@@ -15,7 +15,10 @@ from llmtrace.errors import Misuse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from llmtrace.cli.opening import Models
     from llmtrace.cli.requests import Job
+    from llmtrace.engine.draft import Drafter
+    from llmtrace.engine.request import Request
     from llmtrace.engine.sequence import Trace
     from llmtrace.engine.trace import Model
     from llmtrace.model.architecture import Architecture
@@ -39,6 +42,7 @@ class _Line:
     leaves: bool
     form: str
     scheme: Scheme
+    draft: Callable[[Request], Drafter] | None
 
 
 @command()
@@ -111,6 +115,11 @@ class _Line:
     is_flag=True,
     help="Store a digest a position and layer: a fault is in one layer beyond doubt.",
 )
+@click.option(
+    "--draft",
+    metavar="ngram|MODEL",
+    help="Who guesses tokens, to check several in a step; cannot move a bit.",
+)
 @click.option("--no-commit", is_flag=True, help="Generate only.")
 @click.option(
     "--format",
@@ -145,13 +154,15 @@ def run(session: Session, **options: Any) -> int:
     prompt = _prompt(options)
     version_name = version(options["numerics"] or session.settings.numerics)
     name = options["model"] or session.settings.model or SAMPLE
-    model = Models(session, name, options["device"], options["threads"]).open(name)
+    models = Models(session, name, options["device"], options["threads"])
+    model = models.open(name)
     tokenizer = Tokenizer.open(model.checkpoint) if Tokenizer.exists(model.checkpoint) else None
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
     store = None if options["no_commit"] else open_store(session, create=True)
     kept = points(model.architecture, options["keep"])
     scheme = _scheme(options["scheme"], options["probe"], model.architecture)
-    how = (options["probe"], kept, options["leaves"], options["form"], scheme)
+    draft = _drafting(options["draft"], models, model, asked)
+    how = (options["probe"], kept, options["leaves"], options["form"], scheme, draft)
     line = _Line(session, model, tokenizer, store, _model_name(name), version_name, *how)
     if store is None:
         for done in _traces(line, asked):
@@ -188,6 +199,25 @@ def _prompt(options: dict[str, Any]) -> str | None:
     return read_text("-")
 
 
+def _drafting(
+    name: str | None, models: Models, model: Model, asked: list[Job]
+) -> Callable[[Request], Drafter] | None:
+    """Gives who guesses for a request; raises Misuse if the draft model cannot for all of them."""
+    from llmtrace.engine.draft import Ngram, Smaller, fits
+
+    if name is None:
+        return None
+    if name == "ngram":
+        return lambda _: Ngram()
+    smaller = models.open(name)
+    fits(model, smaller)
+    try:
+        list(smaller.checked(job.request for job in asked))
+    except Misuse as error:
+        raise Misuse(f"draft model: {error}", *error.hints) from None
+    return lambda request: Smaller(smaller, request)
+
+
 def _scheme(file: str | None, level: str, architecture: Architecture) -> Scheme:
     """Reads a scheme and checks it against the model before anything is computed."""
     from llmtrace.errors import Trouble
@@ -218,6 +248,7 @@ class _Done(NamedTuple):
 
     job: Job
     trace: Trace
+    steps: int
     timings: dict[str, int]
 
 
@@ -246,10 +277,10 @@ def _traces(
     stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
     total = sum(r.max_tokens for r in requests)
     bar = out.progress(total, "tokens", "tok", streams=stream is not None)
-    ended: dict[int, tuple[Trace, dict[str, int]]] = {}
+    ended: dict[int, tuple[Trace, int, dict[str, int]]] = {}
     start, first, following = time.monotonic_ns(), 0, 0
     with bar:
-        for event in trace(line.model, plan, requests, observe=observe):
+        for event in trace(line.model, plan, requests, observe=observe, draft=line.draft):
             now = time.monotonic_ns()
             if isinstance(event, Token):
                 first = first or now
@@ -261,7 +292,7 @@ def _traces(
             if not isinstance(event, Done):
                 continue
             timings = {"prefill_us": (first - start) // 1000, "total_us": (now - start) // 1000}
-            ended[event.index] = (event.trace, timings)
+            ended[event.index] = (event.trace, event.steps, timings)
             while following in ended:
                 if stream:
                     out.stream(stream.finish())
@@ -302,7 +333,7 @@ def _print(line: _Line, done: _Done, commit: str | None) -> None:
     from llmtrace.store.record import checksum
 
     out, model, tokenizer = line.session.out, line.model, line.tokenizer
-    job, trace, timings = done
+    job, trace, steps, timings = done
     prompt = trace.request.prompt
     text = (
         tokenizer.continuation(prompt, trace.output)
@@ -325,6 +356,7 @@ def _print(line: _Line, done: _Done, commit: str | None) -> None:
             output_tokens=list(trace.output),
             logprobs=[float(x).hex() for x in trace.logprobs],
             finish_reason=trace.finish_reason,
+            steps=steps,
             timings=timings,
         )
     elif line.form == "id":

@@ -7,7 +7,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from llmtrace.blocks.plan import Limits
     from llmtrace.engine.sequence import Sequence
+
+
+def schedule(active: list[Sequence], limits: Limits, chunk: int) -> list[tuple[Sequence, int]]:
+    """Says how many tokens of which sequences the next step feeds, at most ``chunk`` of one."""
+    rows, picks = limits.rows, limits.picks
+    share = []
+    for sequence in sorted(active, key=lambda s: s.pending):
+        count = min(sequence.pending, chunk, rows)
+        while sequence.picks(count) > picks:
+            count -= sequence.picks(count) - picks
+        if count > 0:
+            share.append((sequence, count))
+            rows -= count
+            picks -= sequence.picks(count)
+    return share
 
 
 def feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[str, np.ndarray]:
@@ -22,7 +38,7 @@ def feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[st
     }
     for sequence, count in share:
         begin, at = sequence.fed, len(rows["token"])
-        rows["token"] += sequence.known[begin : begin + count]
+        rows["token"] += sequence.coming(count)
         rows["position"] += range(begin, begin + count)
         rows["tile0"] += [sequence.tile0] * count
         rows["table"] += [table_of[sequence.index]] * count

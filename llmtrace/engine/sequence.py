@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llmtrace.blocks.plan import Plan
+    from llmtrace.engine.draft import Drafter
     from llmtrace.engine.inside import Observer
+
+
+REACH = 15
+"""Most guesses of a step."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,12 @@ class Sequence:
     known: list[int]
     probe_seed: int
     observer: Observer | None = None
+    drafter: Drafter | None = None
+    guesses: list[int] = field(default_factory=list)
+    reach: int = 4
+    """How many guesses are worth a step: more after right ones, fewer after wrong ones."""
     fed: int = 0
+    steps: int = 0
     drawn: list[int] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     digests: list[np.ndarray] = field(default_factory=list)
@@ -64,7 +74,31 @@ class Sequence:
     def pending(self) -> int:
         """How many tokens wait to be fed."""
         last_is_never_fed = 1 if self.request.forced is not None else 0
-        return len(self.known) - last_is_never_fed - self.fed
+        return len(self.known) + len(self.guesses) - last_is_never_fed - self.fed
+
+    def guess(self, most: int) -> None:
+        """Guesses at most so many tokens, if there is a drafter and the last token is next."""
+        self.guesses = []
+        if self.drafter and self.pending == 1:
+            left = self.request.max_tokens - len(self.drawn) - 1
+            most = min(most, self.reach, left)
+            self.guesses = self.drafter.guess(self.known, most) if most > 0 else []
+
+    def coming(self, count: int) -> list[int]:
+        """Gives the next tokens to feed."""
+        known = self.known[self.fed : self.fed + count]
+        return known + self.guesses[: count - len(known)]
+
+    def right(self, drawn: list[int]) -> list[int]:
+        """Gives the tokens that were drawn behind right guesses, up to the end of the run."""
+        if not self.guesses or not drawn:
+            return drawn
+        held = 0
+        while held < len(drawn) - 1 and self.guesses[held] == drawn[held]:
+            held += 1
+        self.reach = min(2 * self.reach, REACH) if held == len(self.guesses) else held + 1
+        before = len(self.drawn)
+        return finish([*self.drawn, *drawn[: held + 1]], self.request)[0][before:]
 
     def picks(self, count: int) -> int:
         """How many of the next ``count`` tokens ask for logits: those from the prompt's last on."""

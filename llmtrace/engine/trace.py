@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.plan import PROBES, TILE, Limits, Plan, footprint
 from llmtrace.blocks.weights import Weights, first_flaw
-from llmtrace.engine.feed import feed
+from llmtrace.engine.feed import feed, schedule
 from llmtrace.engine.look import look
 from llmtrace.engine.sequence import Sequence, Trace
 from llmtrace.engine.tiles import Tiles
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llmtrace.device.device import Device
+    from llmtrace.engine.draft import Drafter
     from llmtrace.engine.inside import Observer
     from llmtrace.engine.request import Request
     from llmtrace.model.architecture import Architecture
@@ -70,10 +71,11 @@ class Fed:
 
 @dataclass(frozen=True)
 class Done:
-    """The trace of request ``index``, at its end."""
+    """The trace of request ``index``, at its end, and how many steps it took."""
 
     index: int
     trace: Trace
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,13 @@ def trace(
     *,
     chunk: int = CHUNK,
     observe: Callable[[Request], Observer] | None = None,
+    draft: Callable[[Request], Drafter] | None = None,
 ) -> Iterator[Token | Fed | Done]:
     """Runs the requests, yielding tokens as they come and each trace when its run ends.
 
     Of what is replayed it tells after each step how far it is, so that a caller may stop.
-    ``observe`` gives each request somebody who is told what probes of format 2 measure.
+    ``observe`` gives each request somebody who is told what probes of format 2 measure, ``draft``
+    somebody who guesses what it will say: that moves no bit, but may save steps.
 
     Raises NotFinite where a value is not: the run ends there and nothing is recorded.
     """
@@ -195,7 +199,8 @@ def trace(
             known = [*request.prompt, *(request.forced or ())]
             observer = observe(request) if observe else None
             seed = probe_seed(model.id, request.prompt)
-            active.append(Sequence(index, request, tile0, known, seed, observer))
+            drafter = draft(request) if draft and request.forced is None else None
+            active.append(Sequence(index, request, tile0, known, seed, observer, drafter))
             table_of[index] = tables.pop()
             a = model.architecture
             plan.set_table(
@@ -203,7 +208,9 @@ def trace(
                 a.inverse_frequencies(request.run_limit),
                 a.rope_attention_factor(request.run_limit),
             )
-        share = _schedule(active, plan.limits, chunk)
+        for sequence in active:
+            sequence.guess(min(plan.limits.rows, plan.limits.picks) // len(active) - 1)
+        share = schedule(active, plan.limits, chunk)
         plan.step(feed(share, table_of))
         for sequence, ended, drawn, logprobs in _collect(plan, share):
             if sequence.request.forced is not None:
@@ -216,22 +223,7 @@ def trace(
                 active.remove(sequence)
                 free.give(sequence.tile0, _tiles(sequence.request))
                 tables.append(table_of.pop(sequence.index))
-                yield Done(sequence.index, sequence.trace(plan))
-
-
-def _schedule(active: list[Sequence], limits: Limits, chunk: int) -> list[tuple[Sequence, int]]:
-    """Says how many tokens of which sequences the next step feeds."""
-    rows, picks = limits.rows, limits.picks
-    share = []
-    for sequence in sorted(active, key=lambda s: s.pending):
-        count = min(sequence.pending, chunk, rows)
-        while sequence.picks(count) > picks:
-            count -= sequence.picks(count) - picks
-        if count > 0:
-            share.append((sequence, count))
-            rows -= count
-            picks -= sequence.picks(count)
-    return share
+                yield Done(sequence.index, sequence.trace(plan), sequence.steps)
 
 
 def _collect(
@@ -247,9 +239,13 @@ def _collect(
     picked = {p.name for p in plan.points[inner:]}
     tokens, logprobs = plan.tokens(wanted)
     row = pick = 0
-    for sequence, count in share:
-        picks = sequence.picks(count)
+    for sequence, fed in share:
+        asked = sequence.picks(fed)
+        drawn = sequence.right(tokens[pick : pick + asked].tolist())
+        wrong = asked - len(drawn)  # rows behind a wrong guess: nothing of them is seen
+        count, picks = fed - wrong, asked - wrong
         here, there = slice(row, row + count), slice(pick, pick + picks)
+        row, pick = row + fed, pick + asked
         flaws, digests = results["flaws"], results["digests"]
         _refuse_flaws(plan, sequence, flaws[here, :inner], flaws[there, inner:], count - picks)
         sequence.digests.append(digests[here, :inner].copy())
@@ -262,8 +258,7 @@ def _collect(
             sequence.kept.setdefault(name, []).append(values[there if name in picked else here])
         sequence.logprobs.append(logprobs[there])
         sequence.fed += count
-        row, pick = row + count, pick + picks
-        drawn = tokens[there].tolist()
+        sequence.steps += 1
         yield sequence, sequence.draw(drawn), drawn, logprobs[there]
 
 
@@ -279,7 +274,7 @@ def _seen(
     (here, there), begin = rows, sequence.fed
     return Seen(
         np.arange(begin, begin + count),
-        np.array(sequence.known[begin : begin + count], np.int64),
+        np.array(sequence.coming(count), np.int64),
         results["records"][here, :inner],
         results["records"][there, inner:],
         results["heads"][here],
