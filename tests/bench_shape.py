@@ -53,15 +53,23 @@ def make(folder: Path) -> tuple[Path, Path]:
     return make_checkpoint(folder), twin
 
 
-def make_checkpoint(folder: Path) -> Path:
-    """Gives the checkpoint's folder, made unless it is there."""
-    checkpoint = folder / f"llama-350m-{SEED}"
+def make_checkpoint(folder: Path, *, circles: bool = False) -> Path:
+    """Gives the checkpoint's folder, made unless it is there.
+
+    ``circles``: attention adds nothing, so that a token follows from the one before alone, and
+    greedy text soon goes in circles.
+    """
+    checkpoint = folder / (f"llama-350m-{SEED}" + "-circles" * circles)
     file = checkpoint / "model.safetensors"
     if not file.is_file():
         checkpoint.mkdir(parents=True, exist_ok=True)
         _write_configs(checkpoint)
         part = file.with_suffix(".part")
-        _write_safetensors(part, dict(_weights()))
+        weights = dict(_weights())
+        for name, bits in weights.items():
+            if circles and "o_proj" in name:
+                bits[...] = 0
+        _write_safetensors(part, weights)
         part.rename(file)
     return checkpoint
 

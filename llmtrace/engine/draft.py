@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmtrace.engine.request import Request
     from llmtrace.engine.trace import Model
 
-LONGEST, SHORTEST = 6, 3
+LONGEST, SHORTEST = 8, 2
 """Tokens that have to have occurred before, for what followed them to be a guess."""
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 REACH = 15
 """Most guesses of a step."""
+REST = 32
+"""Most steps between one miss and the next guess, and one."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Sequence:
     guesses: list[int] = field(default_factory=list)
     reach: int = 4
     """How many guesses are worth a step: more after right ones, fewer after wrong ones."""
+    misses: int = 0
+    """Steps in a row without a right guess."""
+    rest: int = 0
+    """Steps to come without any guess: twice as many after each miss."""
     fed: int = 0
     steps: int = 0
     drawn: list[int] = field(default_factory=list)
@@ -80,6 +86,9 @@ class Sequence:
         """Guesses at most so many tokens, if there is a drafter and the last token is next."""
         self.guesses = []
         if self.drafter and self.pending == 1:
+            if self.rest:
+                self.rest -= 1
+                return
             left = self.request.max_tokens - len(self.drawn) - 1
             most = min(most, self.reach, left)
             self.guesses = self.drafter.guess(self.known, most) if most > 0 else []
@@ -96,7 +105,9 @@ class Sequence:
         held = 0
         while held < len(drawn) - 1 and self.guesses[held] == drawn[held]:
             held += 1
-        self.reach = min(2 * self.reach, REACH) if held == len(self.guesses) else held + 1
+        self.misses = 0 if held else self.misses + 1
+        self.rest = min(2**self.misses, REST) - 1
+        self.reach = min(2 * self.reach, REACH) if held == len(self.guesses) else max(held + 1, 2)
         before = len(self.drawn)
         return finish([*self.drawn, *drawn[: held + 1]], self.request)[0][before:]
 
