@@ -86,7 +86,8 @@ struct Head {
     i32 argmax;
 };
 
-// Folds a tile of weights p[0..count-1] into the head; up to 31 more are zeros. shift: s - m; r = M - M', t = m - M'; a, b their exponentials.
+// Folds a tile of weights p[0..count-1] into the head; up to 31 more are zeros. shift: s - m; r = M - M', t = m - M';
+// a, b their exponentials.
 ONCE void fold(Head& head, const float* p, const float* shift, int begin, int count, int visible, float l, float l_tile,
              float r, float t, float a, float b) {
     lanes u = zero(), d = zero(), away = add(splat((float)(visible - 1 - begin)), mul(ramp(), splat(-1.0f)));

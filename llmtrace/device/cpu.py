@@ -98,24 +98,21 @@ class CpuDevice(Device):
 class _CpuStep(Step):
     def __init__(self, device: CpuDevice, launches: Sequence[Launch]) -> None:
         self._device = device
-        self._keep = [launch.args for launch in launches]  # the arrays must outlive the step
-        each = {id(value): value for args in self._keep for value in args}  # most stand in many
-        words = {key: _word(value) for key, value in each.items()}
-        self._words = [
-            (ctypes.c_uint64 * len(args))(*(words[id(value)] for value in args))
-            for args in self._keep
-        ]
-        self._list = (_Launch * len(launches))(
-            *(
-                _Launch(
-                    ctypes.cast(
-                        getattr(device.library, "launch_" + launch.kernel), ctypes.c_void_p
-                    ),
-                    ctypes.addressof(words),
-                )
-                for launch, words in zip(launches, self._words, strict=True)
-            )
-        )
+        self._keep = list(launches)  # the arrays must outlive the step
+        unique = {id(launch): launch for launch in launches}  # the same may be run many times
+        each = {id(value): value for launch in launches for value in launch.args}
+        words = {key: _word(value) for key, value in each.items()}  # most stand in many launches
+        self._words = {
+            id(launch): (ctypes.c_uint64 * len(launch.args))(*(words[id(v)] for v in launch.args))
+            for launch in unique.values()
+        }
+        packed = {key: self._packed(launch) for key, launch in unique.items()}
+        self._list = (_Launch * len(launches))(*(packed[id(launch)] for launch in launches))
+
+    def _packed(self, launch: Launch) -> _Launch:
+        function = getattr(self._device.library, "launch_" + launch.kernel)
+        words = self._words[id(launch)]
+        return _Launch(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(words))
 
     def run(self, work: int) -> None:
         alone = int(work < ALONE)

@@ -6,6 +6,7 @@ log-probability, entropy and KL are float32 numbers made of them, some 1e-5 from
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.introspect.lens import Lens, _Logits, streams
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from llmtrace.engine.trace import Model
 
 FLOATS = 4 << 20
-"""Logits that are worked on at a time."""
+"""Logits of a part, of which three are in memory at a time."""
 Table = Any
 """Arrays by the names of the fields of a lens."""
 
@@ -35,11 +36,15 @@ def glance(
     names = streams(model.architecture.layer_count)
     logits_of = _Logits(model)
     step = max(1, FLOATS // (len(names) * model.architecture.vocab_size))
-    parts: list[Table] = []
-    for begin in range(0, len(positions), step):
-        part = np.concatenate([rows[name][begin : begin + step] for name in names])
-        logits = logits_of(part).reshape(len(names), -1, model.architecture.vocab_size)
-        parts.append(_measured(logits, drawn[begin : begin + step]))
+    making = []
+    with ThreadPoolExecutor(2) as pool:  # numpy works outside Python's lock
+        for begin in range(0, len(positions), step):
+            part = np.concatenate([rows[name][begin : begin + step] for name in names])
+            logits = logits_of(part).reshape(len(names), -1, model.architecture.vocab_size)
+            making.append(pool.submit(_measured, logits, drawn[begin : begin + step]))
+            if len(making) > 2:
+                making[-3].result()  # no more than two parts wait in memory
+    parts: list[Table] = [made.result() for made in making]
     joined = {key: np.concatenate([part[key] for part in parts], axis=-1) for key in parts[0]}
     return Lens(tuple(names), positions, **joined)
 
