@@ -8,7 +8,13 @@
 //   position, tile0 (T,) i32       position of the token; first tile of its sequence
 //   z       (T,H*D) f32, row stride ldz
 //
-// probed_attention: the same z, and of each head 8 words, row stride ldh: 0 log-sum-exp of s   1 entropy of the weights in nats   2 max s
+// kv_append8, attention8: the cache in 8 bits, a scale for each row of keys and of values, of a head and position: scale =
+// max |k| / 127, key = rint(k / scale) clamped to ±127, and values alike
+//
+//   keys, values             as above, i8
+//   key_scale, value_scale   (tiles,G,128) f32
+//
+// probed_attention, probed_attention8: the same z, and of each head 8 words, row stride ldh: 0 log-sum-exp of s   1 entropy of the weights in nats   2 max s
 //   3 weight of key 0   4 of the token itself   5 mean distance position - j   6 argmax j (u32), lowest   7 weight of position - 1
 //
 // Order, per tile of 128 keys counted from position 0:
@@ -17,9 +23,11 @@
 // Tiles are folded in order: M' = max(M,m), a = exp(M-M'), b = exp(m-M'), l = fma(b, l_tile, a*l), o alike; z = o / l.
 // Heads, per tile: u = sum p[j] (s[j] - m) and d = sum p[j] (position - j) over 32 lanes, key mod 32, and their tree; folded as
 // u' = b (u_tile + l_tile (m - M')) + a (u + l (M - M')), d' = b d_tile + a d. entropy = log(l) - u / l, at least 0.
+// In 8 bits: s[j] is the sum times key_scale[j], then times scale; what o adds is fma(p[j] value_scale[j], value, o).
 // Invisible keys are absent: a key with p = 0 adds nothing, and the last addition leaves no -0.
-// One item a head of a token; of kv_append a dimension of the keys, then a row of the values.
+// One item a head of a token; of kv_append a dimension of the keys, then a row of the values; of kv_append8 a row.
 #include "lanes.cuh"
+#include "levels.cuh"
 #include "math.cuh"
 #include "ordered.cuh"
 
@@ -41,19 +49,42 @@ KERNEL(kv_append, float* keys, float* values, const float* k, const float* v, co
     }
 }
 
+// A row of the transposed keys, or of the values: i8, `step` apart. Gives its scale.
+HD float put_row(i8* to, i64 step, const float* x, int n) {
+    float scale = largest(x, n) / 127.0f;
+    bool is_told = divides(scale);
+    FOR_LANES(i, n) to[i * step] = (i8)(is_told ? level(x[i], scale, -127.0f, 127.0f) : 0);
+    return scale;
+}
+KERNEL(kv_append8, i8* keys, i8* values, float* key_scale, float* value_scale, const float* k, const float* v,
+       const i32* position, const i32* tile0, const i32* T, int G, int D, int wide, int ldk, int ldv) {
+    FOR_ITEMS(item, (i64)*T * G) {
+        i64 t = item / G, g = item % G, tile = (tile0[t] + position[t] / TILE) * G + g, at = position[t] % TILE;
+        float of_key = put_row(keys + tile * D * TILE + at, TILE, k + t * ldk + g * D, D);
+        float of_value = put_row(values + (tile * TILE + at) * wide, 1, v + t * ldv + g * D, D);
+        if (LEADER) key_scale[tile * TILE + at] = of_key, value_scale[tile * TILE + at] = of_value;
+    }
+}
+
+// One head of one sequence's cache, from its first tile on; what scales it is null where it is float32.
+template <class E> struct Stored { const E *keys, *values; const float *key_scale, *value_scale; };
+template <class E> constexpr bool IS_SCALED = sizeof(E) == 1;
+
 #ifdef ON_CUDA
+HD float number(float x) { return x; }
+HD float number(i8 x) { return (float)x; }
 // A key a thread, and an accumulator for each of the 32 lanes of the order: 32 loads are in flight.
-template <int H> HD lanes scores(const float* q, const float* kt, int D, int) {
+template <int H, class E> HD lanes scores(const float* q, const E* kt, int D, int) {
     float acc[32];
 #pragma unroll
     for (int i = 0; i < 32; i++) acc[i] = 0.0f;
     int begin = 0;
     for (; begin + 32 <= D; begin += 32)
 #pragma unroll
-        for (int i = 0; i < 32; i++) acc[i] = fma(q[begin + i], kt[(begin + i) * TILE + LANE], acc[i]);
+        for (int i = 0; i < 32; i++) acc[i] = fma(q[begin + i], number(kt[(begin + i) * TILE + LANE]), acc[i]);
 #pragma unroll
     for (int i = 0; i < 32; i++)
-        if (begin + i < D) acc[i] = fma(q[begin + i], kt[(begin + i) * TILE + LANE], acc[i]);
+        if (begin + i < D) acc[i] = fma(q[begin + i], number(kt[(begin + i) * TILE + LANE]), acc[i]);
 #pragma unroll
     for (int h = 16; h > 0; h >>= 1)
 #pragma unroll
@@ -63,7 +94,7 @@ template <int H> HD lanes scores(const float* q, const float* kt, int D, int) {
 }
 #else
 // The tree over 32 lanes for 32 keys at once: a recursion, so that no lane ever has to move.
-template <int H> HD lanes scores(const float* q, const float* kt, int D, int i) {
+template <int H, class E> HD lanes scores(const float* q, const E* kt, int D, int i) {
     if constexpr (H == 32) {
         lanes acc = zero();
         for (int d = i; d < D; d += 32) acc = fma(splat(q[d]), load(kt + d * TILE), acc);
@@ -75,9 +106,12 @@ template <int H> HD lanes scores(const float* q, const float* kt, int D, int i) 
 #endif
 
 // Scores of the first count keys of a tile; up to 31 more are written.
-ONCE void score(float* s, const float* q, const float* kt, int D, int count, float scale) {
-    for (int j = 0; j < count; j += 32)
-        store(s + j, mul(add(scores<1>(q, kt + j, D, 0), zero()), splat(scale)));
+template <class E> ONCE void score(float* s, const float* q, const E* kt, const float* key_scale, int D, int count, float scale) {
+    for (int j = 0; j < count; j += 32) {
+        lanes dot = add(scores<1>(q, kt + j, D, 0), zero());
+        if constexpr (IS_SCALED<E>) dot = mul(dot, load(key_scale + j));
+        store(s + j, mul(dot, splat(scale)));
+    }
 }
 
 // What a probe keeps of a head while tiles are folded; not yet divided by l.
@@ -106,7 +140,7 @@ ONCE void fold(Head& head, const float* p, const float* shift, int begin, int co
 
 // Folds a tile into 32 dimensions of the mix: its values times the weights p[0..count-1]. What stands behind them may
 // be anything, a NaN as well: a guess of what comes next, which was wrong, wrote there.
-ONCE lanes mix(lanes o, const float* p, const float* v, int wide, int count, float a, float b) {
+template <class E> ONCE lanes mix(lanes o, const float* p, const E* v, int wide, int count, float a, float b) {
     lanes x[4] = {zero(), zero(), zero(), zero()};
     int j = 0;
     for (; j + 4 <= count; j += 4)
@@ -118,19 +152,18 @@ ONCE lanes mix(lanes o, const float* p, const float* v, int wide, int count, flo
 }
 
 // C: the 32-wide chunks of a head.
-template <int C, bool PROBED>
-HD void attend(float* z, u32* probed, const float* q, const float* keys, const float* values, i64 tile_keys,
-               i64 tile_values, int visible, int D, float scale) {
-    SCRATCH(float, p, PROBED ? 2 * TILE : TILE);
-    [[maybe_unused]] float* shift = p + TILE;
+template <int C, bool PROBED, class E>
+HD void attend(float* z, u32* probed, const float* q, Stored<E> cache, int G, int visible, int D, float scale) {
+    SCRATCH(float, p, (1 + PROBED + IS_SCALED<E>) * TILE);
+    [[maybe_unused]] float *shift = p + TILE, *weight = IS_SCALED<E> ? p + (1 + PROBED) * TILE : p;
     [[maybe_unused]] Head head = {};
     float M = from_bits(0xff800000u), l = 0.0f;
     lanes o[C];
 #pragma unroll
     for (int c = 0; c < C; c++) o[c] = zero();
-    for (int begin = 0; begin < visible; begin += TILE, keys += tile_keys, values += tile_values) {
+    for (int begin = 0; begin < visible; begin += TILE) {
         int count = visible - begin < TILE ? visible - begin : TILE;
-        score(p, q, keys, D, count, scale);
+        score(p, q, cache.keys, cache.key_scale, D, count, scale);
         SYNC_LANES();
         int scored = (count + 31) / 32 * 32, quads = (count + 3) / 4 * 4;  // behind count there is noise: weight 0
         u32 top = 0;
@@ -148,6 +181,7 @@ HD void attend(float* z, u32* probed, const float* q, const float* keys, const f
             float s = p[j] - m;
             if constexpr (PROBED) shift[j] = j < count ? s : 0.0f;
             p[j] = j < count ? exponential(s) : 0.0f;
+            if constexpr (IS_SCALED<E>) weight[j] = j < count ? p[j] * cache.value_scale[j] : 0.0f;
         }
         SYNC_LANES();
         float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -159,8 +193,10 @@ HD void attend(float* z, u32* probed, const float* q, const float* keys, const f
         if constexpr (PROBED) fold(head, p, shift, begin, count, visible, l, l_tile, M - M_next, m - M_next, a, b);
         l = fma(b, l_tile, a * l);
 #pragma unroll
-        for (int c = 0; c < C; c++) o[c] = mix(o[c], p, values + 32 * c, 32 * C, count, a, b);
+        for (int c = 0; c < C; c++) o[c] = mix(o[c], weight, cache.values + 32 * c, 32 * C, count, a, b);
         M = M_next;
+        cache.keys += (i64)G * D * TILE, cache.values += (i64)G * TILE * 32 * C;
+        if constexpr (IS_SCALED<E>) cache.key_scale += G * TILE, cache.value_scale += G * TILE;
         SYNC_LANES();
     }
 #pragma unroll
@@ -179,23 +215,29 @@ HD void attend(float* z, u32* probed, const float* q, const float* keys, const f
     }
 }
 
-template <int C, bool PROBED>
-HD void attention(Share share, float* z, u32* heads, const float* q, const float* keys, const float* values,
-                  const i32* position, const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldh, int ldq,
-                  float scale) {
-    i64 tile_keys = (i64)G * D * TILE, tile_values = (i64)G * TILE * 32 * C;
+template <int C, bool PROBED, class E>
+HD void attention(Share share, float* z, u32* heads, const float* q, Stored<E> all, const i32* position, const i32* tile0,
+                  const i32* T, int H, int G, int D, int ldz, int ldh, int ldq, float scale) {
     FOR_ITEMS(item, (i64)*T * H) {
-        i64 t = item / H, h = item % H, g = h / (H / G);
-        attend<C, PROBED>(z + t * ldz + h * D, PROBED ? heads + t * ldh + 8 * h : heads, q + t * ldq + h * D,
-                          keys + tile0[t] * tile_keys + g * D * TILE, values + tile0[t] * tile_values + g * TILE * 32 * C,
-                          tile_keys, tile_values, position[t] + 1, D, scale);
+        i64 t = item / H, h = item % H, tile = (i64)tile0[t] * G + h / (H / G);
+        Stored<E> cache = {all.keys + tile * D * TILE, all.values + tile * TILE * 32 * C, nullptr, nullptr};
+        if constexpr (IS_SCALED<E>) cache.key_scale = all.key_scale + tile * TILE, cache.value_scale = all.value_scale + tile * TILE;
+        attend<C, PROBED>(z + t * ldz + h * D, PROBED ? heads + t * ldh + 8 * h : heads, q + t * ldq + h * D, cache, G,
+                          position[t] + 1, D, scale);
     }
 }
 
 #define ATTENTION(C)                                                                                              \
     KERNEL(attention_##C, float* z, const float* q, const float* keys, const float* values, const i32* position,  \
            const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldq, float scale) {                  \
-        attention<C, false>(share, z, nullptr, q, keys, values, position, tile0, T, H, G, D, ldz, 0, ldq, scale); \
+        attention<C, false>(share, z, nullptr, q, Stored<float>{keys, values, nullptr, nullptr}, position, tile0, T, H, G, D, \
+                            ldz, 0, ldq, scale);                                                                  \
+    }                                                                                                             \
+    KERNEL(attention8_##C, float* z, const float* q, const i8* keys, const i8* values, const float* key_scale,    \
+           const float* value_scale, const i32* position, const i32* tile0, const i32* T, int H, int G, int D,    \
+           int ldz, int ldq, float scale) {                                                                       \
+        attention<C, false>(share, z, nullptr, q, Stored<i8>{keys, values, key_scale, value_scale}, position, tile0, T, H, G, \
+                            D, ldz, 0, ldq, scale);                                                               \
     }
 ATTENTION(1)
 ATTENTION(2)
@@ -207,7 +249,14 @@ ATTENTION(8)
     KERNEL(probed_attention_##C, float* z, u32* heads, const float* q, const float* keys, const float* values,        \
            const i32* position, const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldh, int ldq,       \
            float scale) {                                                                                             \
-        attention<C, true>(share, z, heads, q, keys, values, position, tile0, T, H, G, D, ldz, ldh, ldq, scale);      \
+        attention<C, true>(share, z, heads, q, Stored<float>{keys, values, nullptr, nullptr}, position, tile0, T, H, G, D,  \
+                           ldz, ldh, ldq, scale);                                                                     \
+    }                                                                                                                 \
+    KERNEL(probed_attention8_##C, float* z, u32* heads, const float* q, const i8* keys, const i8* values,             \
+           const float* key_scale, const float* value_scale, const i32* position, const i32* tile0, const i32* T,     \
+           int H, int G, int D, int ldz, int ldh, int ldq, float scale) {                                             \
+        attention<C, true>(share, z, heads, q, Stored<i8>{keys, values, key_scale, value_scale}, position, tile0, T, H, G, D, \
+                           ldz, ldh, ldq, scale);                                                                     \
     }
 #ifndef NO_PROBES  // a test compares the code of the others with and without
 PROBED_ATTENTION(1)

@@ -26,7 +26,9 @@
 #pragma once
 
 #ifdef __CUDACC_RTC__
+typedef signed char i8;
 typedef unsigned char u8;
+typedef short i16;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -35,7 +37,9 @@ typedef long long i64;
 #else
 #include <stdint.h>
 #include <string.h>
+typedef int8_t i8;
 typedef uint8_t u8;
+typedef int16_t i16;
 typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;

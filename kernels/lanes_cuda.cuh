@@ -37,6 +37,7 @@ HD lanes zero() { return {0.0f}; }
 HD lanes splat(float x) { return {x}; }
 HD lanes load(const float* p) { return {p[LANE]}; }
 HD lanes load(const bf16* p) { return {from_bits((u32)p[LANE].bits << 16)}; }
+HD lanes load(const i8* p) { return {(float)p[LANE]}; }
 HD lanes load(const f16* p) { return {widen(p[LANE])}; }
 HD void store(float* p, lanes a) { p[LANE] = a.v; }
 HD void store(float* p, lanes a, int n) { if (LANE < n) p[LANE] = a.v; }

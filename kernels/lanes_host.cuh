@@ -71,6 +71,7 @@ HD lanes load(const float* p) { return {{_mm512_loadu_ps(p), _mm512_loadu_ps(p +
 HD __m512 widen16(const bf16* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
+HD __m512 widen16(const i8* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
 HD __m512 widen16(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 template <class W> HD lanes load(const W* p) { return {{widen16(p), widen16(p + 16)}}; }
 HD void store(float* p, const lanes& a) { _mm512_storeu_ps(p, a.v[0]); _mm512_storeu_ps(p + 16, a.v[1]); }
@@ -131,6 +132,12 @@ HD __m256 load8(const f16* p) {
     return _mm256_load_ps(t);
 #endif
 }
+HD __m256 load8(const i8* p) {
+    int low, high;
+    memcpy(&low, p, 4), memcpy(&high, p + 4, 4);
+    __m128i a = _mm_cvtepi8_epi32(_mm_cvtsi32_si128(low)), b = _mm_cvtepi8_epi32(_mm_cvtsi32_si128(high));
+    return _mm256_cvtepi32_ps(_mm256_insertf128_si256(_mm256_castsi128_si256(a), b, 1));
+}
 template <class W> HD lanes load(const W* p) { return {{load8(p), load8(p + 8), load8(p + 16), load8(p + 24)}}; }
 HD void store(float* p, const lanes& a) { for (int i = 0; i < 4; i++) _mm256_storeu_ps(p + 8 * i, a.v[i]); }
 HD lanes fma(const lanes& a, const lanes& b, const lanes& c) {
@@ -178,6 +185,7 @@ HD void quarter_maxima(float to[4], const lanes& a) {
 #else
 struct lanes { float v[32]; };
 HD float widen(float x) { return x; }
+HD float widen(i8 x) { return (float)x; }
 HD float widen(bf16 x) { return from_bits((u32)x.bits << 16); }
 HD lanes splat(float x) { lanes a; for (int i = 0; i < 32; i++) a.v[i] = x; return a; }
 template <class W> HD lanes load(const W* p) { lanes a; for (int i = 0; i < 32; i++) a.v[i] = widen(p[i]); return a; }

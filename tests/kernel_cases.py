@@ -167,6 +167,84 @@ def linear(rng: Rng, kind: str, shape: tuple[int, int, int], top: int, *, has_bi
     return Case(f"linear_{kind}: {T} tokens, K {K}", arrays, ("y",), [launch])
 
 
+def _quantize(rng: Rng, size: int) -> Iterator[Case]:
+    for K, top in ((1, 20), (32, 127), (333, 20), (1000, 127)):
+        T, wide, g = size // K // 8 + 5, up(K, 32), up(K, 64) // 64
+        x = wild(rng, T, K, top=top)
+        x[0], x[1], x[2, -1], x[3, 0], x[4] = 0.0, 1e-44, np.inf, np.nan, np.linspace(-1, 1, K)
+        arrays = {"x": padded(x, wide), "T": one(T), **quantized_rows(T + 1, g)}
+        launch = ("quantize", ("q", "xs", "sums", "x", "T", K, wide), T * g)
+        yield Case(f"quantize: K {K}", arrays, ("q", "xs", "sums"), [launch])
+        for kind in ("bf16", "f16", "f32"):
+            N, w = T, x.copy()
+            w[2], w[3, :] = rng.standard_normal(K), -0.25  # one value
+            arrays = {
+                "w": stored(padded(w.astype(np.float32), wide), kind),
+                "q": np.full((N + 1, 64 * g), 77, np.int8),
+                "scale": np.full((N + 1, g), 7, np.uint16),
+                "q4": np.full((N + 1, 32 * g), 77, np.uint8),
+                "scale4": np.full((N + 1, 2 * g), 7, np.uint8),
+                "low": np.full((N + 1, 2 * g), 7, np.uint8),
+                "unit": pattern(N + 1, 2),
+                "found": pattern(N + 1, 4 * g),
+            }
+            shape = ("w", N, K, wide)
+            launch = (f"quantize8_{kind}", ("q", "scale", *shape), N * g)
+            yield Case(f"quantize8_{kind}: K {K}", arrays, ("q", "scale"), [launch])
+            parts = ("q4", "scale4", "low", "unit", "found")
+            launches = [
+                (f"fit4_{kind}", ("found", *shape), 2 * N * g),
+                (f"quantize4_{kind}", (*parts, *shape), N),
+            ]
+            yield Case(f"quantize4_{kind}: K {K}", arrays, parts, launches)
+
+
+def quantized_rows(rows: int, g: int) -> dict[str, np.ndarray]:
+    """Room for rows of activations of g groups, full of a pattern."""
+    return {
+        "q": np.full((rows, 64 * g), 77, np.int8),
+        "xs": pattern(rows, g),
+        "sums": np.full((rows, 2 * g), 777, np.int16),
+    }
+
+
+def _integers(rng: Rng, size: int) -> Iterator[Case]:
+    for T, K, has_bias in ((1, 1000, True), (3, 64, False), (9, 1090, True)):
+        for bits in (8, 4):
+            yield integers(rng, bits, (T, size // K + 5, K), has_bias=has_bias)
+
+
+def integers(rng: Rng, bits: int, shape: tuple[int, int, int], *, has_bias: bool) -> Case:
+    """A linear layer in integers, with whole numbers up to the ends of their ranges."""
+    T, N, K = shape
+    g = up(K, 64) // 64
+    q = rng.integers(-127, 128, (T, 64 * g), np.int8)
+    q[0] = 127 - 254 * (np.arange(64 * g) // 64 % 2)  # the largest sums of both signs
+    arrays = {
+        "q": q,
+        "sums": q.reshape(T, -1, 32).sum(axis=2, dtype=np.int16),
+        "xs": np.abs(wild(rng, T, g, top=30)),
+        "T": one(T),
+        "y": pattern(T + 1, N + 3),
+        "bias": wild(rng, N),
+    }
+    if bits == 8:
+        w = rng.integers(-127, 128, (N, 64 * g), np.int8)
+        w[1], w[2] = 127, -127
+        scale = np.abs(wild(rng, N, g, top=30))
+        arrays |= {"w": w, "ws": stored(scale, "bf16")}
+        weights: tuple[str, ...] = ("w", "ws")
+    else:
+        w, scale = (rng.integers(0, 256, (N, n * g), np.uint8) for n in (32, 2))
+        w[1], scale[1] = 255, 255
+        low, unit = rng.integers(0, 256, (N, 2 * g), np.uint8), np.abs(wild(rng, N, 2, top=30))
+        arrays |= {"w": w, "ws": scale, "low": low, "unit": unit}
+        weights = ("w", "ws", "low", "unit")
+    bias = "bias" if has_bias else None
+    args = ("y", *weights, "q", "xs", "sums", bias, "T", N, K, N + 3)
+    return Case(f"linear{bits}: {T} tokens, K {K}", arrays, ("y",), [(f"linear{bits}", args, N)])
+
+
 def _elementwise(rng: Rng, size: int) -> Iterator[Case]:
     C = 1300
     T = size // C + 1
@@ -258,6 +336,22 @@ def _attention(rng: Rng, size: int) -> Iterator[Case]:
         arrays = arrays | {"heads": pattern(T, ldh), "plain": pattern(T, H * D)}
         probed = ("z", "heads", *attend[1:-3], H * D, ldh, H * D, scale)
         both = [(kernel, probed, T * H), (f"attention_{chunks}", ("plain", *attend[1:]), T * H)]
+        yield Case(f"{kernel}: D {D}", arrays, ("z", "heads", "plain"), both)
+        stored_values = np.zeros((tiles, G, 128, wide), np.int8)
+        stored_values[..., :D] = rng.integers(-127, 128, (tiles, G, 128, D), np.int8)
+        arrays = arrays | {
+            "keys": rng.integers(-127, 128, (tiles, G, D, 128), np.int8),
+            "values": stored_values,
+            "key_scale": np.abs(wild(rng, tiles, G, 128, top=3)),
+            "value_scale": np.abs(wild(rng, tiles, G, 128, top=60)),
+        }
+        held = ("keys", "values", "key_scale", "value_scale")
+        append, attend = (*held, *append[2:]), ("z", "q", *held, *attend[4:])
+        launches = [("kv_append8", append, T * G), (f"attention8_{chunks}", attend, T * H)]
+        yield Case(f"attention8_{chunks}: D {D}", arrays, ("z", *held), launches)
+        kernel = f"probed_attention8_{chunks}"
+        probed = ("z", "heads", *attend[1:-3], H * D, ldh, H * D, scale)
+        both = [(kernel, probed, T * H), (f"attention8_{chunks}", ("plain", *attend[1:]), T * H)]
         yield Case(f"{kernel}: D {D}", arrays, ("z", "heads", "plain"), both)
 
 
@@ -421,6 +515,8 @@ FAMILIES = {
     "math": _math,
     "embed": _embed,
     "linear": _linear,
+    "quantize": _quantize,
+    "integers": _integers,
     "elementwise": _elementwise,
     "rms_norm": _norm,
     "rope": _rope,

@@ -23,6 +23,7 @@ import pytest
 from checkpoints import make
 from commands import call
 from hostile.stranger import Stranger, decode
+from llmtrace.blocks.versions import Version
 from llmtrace.engine import evidence
 from llmtrace.engine.request import Request
 from llmtrace.engine.trace import Model
@@ -60,7 +61,7 @@ class World(NamedTuple):
     records: list[Record]
     commits: list[str]
 
-    def find(self, model_id: str, name: str) -> Model:  # as `verify.Models`
+    def find(self, model_id: str, name: str, version: Version) -> Model:  # as `verify.Models`
         if model_id != self.model_id:
             raise Inconclusive(f"no model {model_id[:8]} here")
         return self.model

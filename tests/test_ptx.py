@@ -85,7 +85,7 @@ def source_names(which: str = "*.cu") -> set[str]:
             if not parameter:
                 found.add(name)
                 continue
-            pattern = rf"#define (\w+)\({parameter}\)[^#]*\\\n\s*KERNEL\({name}##"
+            pattern = rf"#define (\w+)\({parameter}\)(?:[^\n]*\\\n)*\s*KERNEL\({name}##"
             (macro,) = re.findall(pattern, text)
             values = re.findall(rf"^{macro}\((\w+)\)", text, re.MULTILINE)
             found |= {name + value for value in values}
@@ -154,11 +154,12 @@ def test_without_probes_the_code_is_that_without_them(folder: Path) -> None:
     for flags in (nvrtc.FLAGS, (*nvrtc.FLAGS, "-DNO_PROBES")):
         made = nvrtc.compile_source(source, "attention.cu", HEADERS, architecture, flags)
         code.append({n: t for n, t in sections(made.cubin).items() if n.startswith(".text.")})
-    plain = {f".text.attention_{n}" for n in (1, 2, 3, 4, 8)}
-    assert set(code[1]) == plain | {".text.kv_append"}
+    heads = [f"attention{bits}_{n}" for bits in ("", "8") for n in (1, 2, 3, 4, 8)]
+    plain = {f".text.{name}" for name in heads}
+    assert set(code[1]) == plain | {".text.kv_append", ".text.kv_append8"}
     assert all(code[0][name] == code[1][name] for name in code[1])
-    assert {f".text.probed_attention_{n}" for n in (1, 2, 3, 4, 8)} == set(code[0]) - set(code[1])
-    with_probes = re.sub("template <int C, bool PROBED>", "template <int C, bool>", source)
+    assert {f".text.probed_{name}" for name in heads} == set(code[0]) - set(code[1])
+    with_probes = re.sub("template <int C, bool PROBED, ", "template <int C, bool, ", source)
     forced = "static constexpr bool PROBED = true;\n"  # as if the plain kernels had them
     other = nvrtc.compile_source(
         with_probes.replace("struct Head {", forced + "struct Head {"),
@@ -219,9 +220,10 @@ def test_thread_blocks_are_what_the_device_launches(ptx: dict[str, str]) -> None
 def test_kernels_fit_a_multiprocessor(ptx: dict[str, str]) -> None:
     """Shared memory is static, at most 48 KB a thread block; no array lies in local memory."""
     for text in ptx.values():
-        shared = re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", text)
-        assert sum(map(int, shared)) <= 48 << 10
-        for name, body in entries(text).items():
+        declared = r"\.shared \.align \d+ \.b8 (\w+)\[(\d+)\]"
+        shared = {name: int(size) for name, size in re.findall(declared, text)}
+        for name, body in entries(re.sub(declared, "", text)).items():
+            assert sum(size for array, size in shared.items() if array in body) <= 48 << 10, name
             assert "__local_depot" not in body, name
 
 

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from kernel_cases import Case, cases, differences, linear, pattern
+from kernel_cases import Case, cases, differences, integers, linear, pattern
+from llmtrace.blocks import quantized
 from llmtrace.blocks.variants import TILED_ROWS, fused, room, variant
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.device import Launch
@@ -69,6 +70,52 @@ def test_tokens_of_a_step_give_the_bits_of_each_alone(built: CpuDevice, kind: st
         one = {"x": case.arrays["x"][t : t + 1], "T": np.array([1], "<i4")}
         alone = Case(case.name, case.arrays | one, case.outputs, case.launches).run(built)["y"]
         assert alone[0].tobytes() == together[t].tobytes()
+
+
+def interleaved(case: Case, on: CpuDevice) -> Case:
+    """The same linear layer in integers, as a core computes it: by interleaved rows."""
+    ((kernel, args, items),) = case.launches
+    bits, (n, k, _) = int(kernel[-1]), args[-3:]
+    names = args[1 : 3 if bits == 8 else 5]
+    shapes = quantized.shapes(-(-n // on.panel) * on.panel, k, bits)
+    held = {f"held {name}": np.ones(*shape) for name, shape in zip(names, shapes, strict=True)}
+    launches = [
+        (move.kernel, move.args, move.items)
+        for move in quantized.interleave(on, [*held], [*names], shapes, n)
+    ]
+    arrays = case.arrays | held
+    if bits == 8 and on.unit8 == 2:
+        arrays["q"] = arrays["q"].astype(np.int16)
+    launches.append((f"panel_{kernel}", ("y", *held, *args[len(names) + 1 :]), items))
+    return Case(case.name, arrays, case.outputs, launches)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("T", "N", "K"),
+    [
+        *((1, 37, 96), (2, 64, 333), (3, 200, 64), (4, 16, 1000), (5, 70, 32), (6, 1, 2816)),
+        *((7, 32, 1), (13, 65, 1090), (47, 129, 160)),
+    ],
+)
+def test_panels_give_the_bits_of_rows(built: CpuDevice, bits: int, T: int, N: int, K: int) -> None:
+    """Integers up to the ends of their ranges: nothing saturates."""
+    for seed in range(3):
+        case = integers(np.random.default_rng(seed), bits, (T, N + 3, K), has_bias=seed < 2)
+        expected = case.run(built)
+        assert not differences(interleaved(case, built).run(built), expected)
+        assert (expected["y"][T:] == -7.75).all()
+
+
+def test_levels_are_the_same_in_16_bits(built: CpuDevice) -> None:
+    for case in cases("quantize", 5000):
+        ((kernel, args, items), *_) = case.launches
+        if kernel != "quantize":
+            continue
+        expected = case.run(built)
+        wide = np.full(case.arrays["q"].shape, 77, np.int16 if built.unit8 == 2 else np.int8)
+        made = Case(case.name, case.arrays | {"q": wide}, case.outputs, [("factors", args, items)])
+        assert not differences(made.run(built), expected | {"q": expected["q"].astype(wide.dtype)})
 
 
 @pytest.mark.parametrize("size", [3000, 300_000])

@@ -21,7 +21,7 @@ from blake3 import blake3
 from checkpoints import make
 from commands import answer, call, tell
 from faults import fault
-from llmtrace.blocks.plan import Limits, footprint
+from llmtrace.blocks.arrays import Limits, footprint
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.engine.request import Request
 from llmtrace.engine.trace import Done, Fed, trace

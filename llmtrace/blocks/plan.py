@@ -7,140 +7,32 @@ stands in small arrays that the kernels read, so one capture serves prefill, dec
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmtrace.blocks import quantized
+from llmtrace.blocks.arrays import LOOKED, PROBES, SCALES, TILE, Limits, arrays, strides
 from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, makers
-from llmtrace.blocks.llama import blocks, chunks
+from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.probing import Probing
-from llmtrace.blocks.variants import fused, room, variant
-from llmtrace.blocks.weights import Weights, padded
+from llmtrace.blocks.variants import fused, variant
+from llmtrace.blocks.versions import ACCURACY, Version
 from llmtrace.device.device import Array, Device, Launch, Step
 from llmtrace.errors import Trouble
-from llmtrace.probes import records
 from llmtrace.probes.commitment import group
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
 
+    from llmtrace.blocks.weights import Weights
     from llmtrace.model.architecture import Architecture
     from llmtrace.model.checkpoint import Checkpoint
 
-TILE = 128
-"""Positions in a tile of the KV cache (``kernels/attention.cu``)."""
 SMALL = 16
 """Rows up to which a step counts as decode: a GPU's grids are sized for it."""
 WIDEST = 1 << 20
 """Most floats of a row that is digested (``kernels/blake3.cu``)."""
-PROBES = 2
-"""The format of the probes that a run records; 1 is made again for old records, 0 is none."""
-LOOKED = 4
-"""Rows that are looked at whole at a time."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a plan has room for.
-
-    ``rows`` tokens a step, of which ``picks`` may ask for logits; ``tiles`` of KV cache;
-    ``tables`` rotary tables.
-    """
-
-    rows: int
-    picks: int
-    tiles: int
-    tables: int
-
-
-Shapes = dict[str, tuple[tuple[int, ...], str]]
-"""Arrays of a plan by name: shape and dtype."""
-
-
-def arrays(
-    a: Architecture, limits: Limits, keep: Collection[str], probes: int = PROBES, threads: int = 0
-) -> dict[str, Shapes]:
-    """Says what a plan allocates: the arena, inputs, KV cache, results, kept and looked-at rows.
-
-    ``threads`` as of ``Device``: its variants need room of their own.
-    """
-    made = blocks(a)
-    strides = _strides(made)
-    read = [block.args[2] for block in made if block.kernel == "linear_"]
-    widest = max(strides[x.buffer] for x in read if isinstance(x, Rows))
-    points = [point for block in made for point in block.points]
-    shape = (a.layer_count, limits.tiles, a.kv_head_count)
-    rows, words = limits.rows, records.WORDS
-    measured: Shapes = {}
-    if probes == 1:
-        measured = {"records": ((rows, a.layer_count, words), "<u4")}
-    elif probes:
-        measured = {
-            "records": ((rows, len(points), words), "<u4"),
-            "heads": ((rows, a.layer_count, a.head_count, records.HEAD_WORDS), "<u4"),
-            "drawn": ((limits.picks, records.TOKEN_WORDS), "<u4"),
-        }
-    looked = [p for p in points if probes > 1]
-    return {
-        "arena": {
-            name: ((limits.picks if name == "logits" else rows, stride), "<f4")
-            for name, stride in strides.items()
-        },
-        "room": room(rows, widest, threads),
-        "inputs": _inputs(a, limits),
-        "cache": {
-            "keys": ((*shape, a.head_size, TILE), "<f4"),
-            "values": ((*shape, TILE, 32 * chunks(a.head_size)), "<f4"),
-        },
-        "results": {
-            "digests": ((rows, len(points), 8), "<u4"),
-            "flaws": ((rows, len(points)), "|u1"),
-            **measured,
-        },
-        "kept": {p.name: ((rows, p.rows.width), "<f4") for p in points if p.name in keep},
-        "looked": {p.name: ((LOOKED, p.rows.width), "<f4") for p in looked},
-    }
-
-
-def footprint(
-    a: Architecture,
-    limits: Limits,
-    keep: Collection[str] = (),
-    probes: int = PROBES,
-    threads: int = 0,
-) -> int:
-    """Bytes that a plan allocates beside the weights, known before anything is."""
-    return sum(
-        math.prod(shape) * int(dtype[-1])
-        for shapes in arrays(a, limits, keep, probes, threads).values()
-        for shape, dtype in shapes.values()
-    )
-
-
-def _strides(made: Sequence[Block]) -> dict[str, int]:
-    """Floats from row to row of each buffer of the arena."""
-    strides: dict[str, int] = {}
-    for rows in (arg for block in made for arg in block.args if isinstance(arg, Rows)):
-        width = rows.column + rows.width
-        stride = 1 if width == 1 else padded(width)
-        strides[rows.buffer] = max(strides.get(rows.buffer, 0), stride)
-    return strides
-
-
-def _inputs(a: Architecture, limits: Limits) -> Shapes:
-    made: Shapes = dict.fromkeys(("token", "position", "tile0", "table"), ((limits.rows,), "<i4"))
-    made["probe_seed"] = (limits.rows,), "<u8"
-    kinds = {"pick": "<i4", "temperature": "<f4", "top_k": "<i4", "top_p": "<u8", "seed": "<u8"}
-    made |= {name: ((limits.picks,), kind) for name, kind in kinds.items()}
-    made["drawn.token"] = (limits.picks,), "<i4"
-    made["drawn.logprob"] = (limits.picks,), "<f4"
-    made["drawn.weight"] = (limits.picks, a.vocab_size), "<u4"
-    made["frequency"] = (limits.tables, a.head_size // 2), "<f4"
-    made["factor"] = (limits.tables,), "<f4"
-    made["count"] = (2,), "<i4"
-    return made
 
 
 class Plan:
@@ -154,6 +46,7 @@ class Plan:
         weights: Weights,
         limits: Limits,
         *,
+        version: Version = ACCURACY,
         probes: int = PROBES,
         keep: Sequence[str] = (),
         leaves: bool = False,
@@ -165,7 +58,7 @@ class Plan:
             device,
             limits,
         )
-        self.blocks = blocks(architecture)
+        self.version, self.blocks = version, blocks(architecture)
         self.points = [point for block in self.blocks for point in block.points]
         self.inner = sum(point.which == "fed" for point in self.points)  # the others come after
         self.makers = makers(self.blocks)
@@ -176,11 +69,11 @@ class Plan:
         self.keep = tuple(keep)
         self.probes, self.leaves, self.digests = probes, leaves, digests
         self._weights = weights
-        self._strides = _strides(self.blocks)
+        self._strides = strides(self.blocks)
         placed = {
             part: {name: device.zeros(*shape) for name, shape in shapes.items()}
             for part, shapes in arrays(
-                architecture, limits, self.keep, probes, device.threads
+                architecture, limits, self.keep, probes, device.threads, version
             ).items()
         }
         self._buffers, self._inputs, self._cache = (
@@ -242,7 +135,8 @@ class Plan:
         """
         rows, _ = self._write(feed)
         before = self.blocks[: self.blocks.index(block)]
-        self.device.capture([self._launch(b, rows) for b in before]).run(self._weights.nbytes)
+        made = [launch for b in before for launch in self.launches(b, rows)]
+        self.device.capture(made).run(self._weights.nbytes)
         written = {arg.buffer: arg for arg in block.outputs if isinstance(arg, Rows)}
         named = {arg.buffer for arg in block.args if isinstance(arg, Rows)}
         mine = {
@@ -254,7 +148,7 @@ class Plan:
         drawn = {name: self._inputs["drawn." + name][:1] for name in ("token", "logprob")}
         for array in drawn.values():
             self.device.write(array, self.device.download(array) * 0)
-        self.device.capture([self._launch(block, rows, mine)]).run(0)
+        self.device.capture(self.launches(block, rows, mine)).run(0)
         found = {n: self.device.download(mine[n])[0, : _end(written[n])] for n in written}
         if block.kernel == "sample":
             found |= {name: self.device.download(array) for name, array in drawn.items()}
@@ -287,6 +181,11 @@ class Plan:
         tiles = slice(tile0, tile0 + -(-positions // TILE))
         keys = self.device.download(self._cache["keys"][layer][tiles])  # (tiles, G, D, TILE)
         values = self.device.download(self._cache["values"][layer][tiles])
+        if self.version.cache_bits == 8:
+            scales = (self.device.download(self._cache[name][layer][tiles]) for name in SCALES)
+            by_key, by_value = scales
+            keys = keys.astype("f4") * by_key[..., None, :]
+            values = values.astype("f4") * by_value[..., None]
         size, groups = keys.shape[2], keys.shape[1]
         flat = keys.transpose(0, 3, 1, 2).reshape(-1, groups, size)[:positions]
         rows = values[..., :size].transpose(0, 2, 1, 3).reshape(-1, groups, size)[:positions]
@@ -296,7 +195,8 @@ class Plan:
         found: list[Launch] = []
         waiting: list[Point] = []  # read together at the end of a layer
         for block in self.blocks:
-            found += variant(self._launch(block, rows), rows, self._room)
+            for launch in self.launches(block, rows):
+                found += variant(launch, rows, self._room)
             copies = self._looked if looks else self.kept
             found += [self._copy(p, rows, copies) for p in block.points if p.name in copies]
             found += self._probing.after(block, rows)
@@ -306,6 +206,21 @@ class Plan:
                 waiting = []
         return fused(found, self.device.threads)
 
+    def launches(
+        self, block: Block, rows: int, arena: dict[str, Array] | None = None
+    ) -> list[Launch]:
+        """Gives what computes a block in a step of so many rows, in the plainest way there is.
+
+        ``arena``: other memory for its rows than the plan's own.
+        """
+        bits = self.version.bits(block)
+        if block.kernel != "linear_" or not bits:
+            return [self._launch(block, rows, arena)]
+        y, w, x, bias, count, n, k, ldy, _, ldx = block.args
+        args = [self.resolve(arg, arena) for arg in (y, x, bias, count, n, k, ldy, ldx)]
+        assert isinstance(w, Matrix)
+        return quantized.linear(args, self._weights.quantized(w, bits), self._room, self.device)
+
     def _launch(self, block: Block, rows: int, arena: dict[str, Array] | None = None) -> Launch:
         kernel = block.kernel
         if kernel.endswith("_"):
@@ -314,7 +229,13 @@ class Plan:
             )
         count = min(rows, self.limits.picks) if block.which == "picked" else rows
         args = tuple(self.resolve(arg, arena) for arg in block.args)
-        if arena is None and kernel.startswith("attention_"):
+        caches = [n for n, arg in enumerate(block.args) if isinstance(arg, Cache)]
+        if caches and self.version.cache_bits == 8:
+            behind, layer = caches[-1] + 1, int(block.name.split(".")[1])
+            scales = (self._cache[name][layer] for name in SCALES)
+            args = (*args[:behind], *scales, *args[behind:])
+            kernel = "kv_append8" if kernel == "kv_append" else kernel.replace("_", "8_")
+        if arena is None and kernel.startswith("attention"):
             kernel, args = self._probing.attention(block, kernel, args)
         return Launch(kernel, args, block.items * count)
 

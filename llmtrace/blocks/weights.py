@@ -1,14 +1,19 @@
 """Places a checkpoint's tensors on a device, packed as the kernels want them.
 
 Packing only stacks and pads: every value keeps its storage type, except that vectors
-(gains, biases) and stacks of unequal types are widened to float32, which is exact.
+(gains, biases) and stacks of unequal types are widened to float32, which is exact. Versions
+that multiply in integers have the weights of linear layers quantised as well.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmtrace.blocks.quantized import STRIPE, quantize
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
 
     from llmtrace.blocks.block import Matrix, Vector
@@ -25,6 +30,7 @@ class Weights:
         self._checkpoint = checkpoint
         self._device = device
         self._placed: dict[Matrix | Vector, Array] = {}
+        self._quantized: dict[tuple[Matrix, int], tuple[Array, ...]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -41,6 +47,34 @@ class Weights:
                 arrays = [widen(part) for part in parts]
             self._placed[matrix] = self._place(arrays)
         return self._placed[matrix]
+
+    def quantized(self, matrix: Matrix, bits: int) -> tuple[Array, ...]:
+        """Gives the arrays of ``kernels/quantize.cu``, as linear layers in integers want them."""
+        if (matrix, bits) not in self._quantized:
+            parts = self._parts(matrix.tensors)
+            shape = sum(part.shape[0] for part in parts), parts[0].shape[1]
+            stripes = self._stripes(parts, shape, self.suffix(matrix))
+            self._quantized[matrix, bits] = quantize(self._device, stripes, shape, bits)
+        return self._quantized[matrix, bits]
+
+    def _stripes(
+        self, parts: list[Tensor], shape: tuple[int, int], kind: str
+    ) -> Iterator[tuple[np.ndarray, str]]:
+        """Gives stacked rows, padded to whole lanes, some at a time, and the name of their type."""
+        import numpy as np
+
+        panel, (count, width) = self._device.panel, shape
+        arrays = [widen(part) if kind == "f32" else part.array() for part in parts]
+        step = max(panel, STRIPE // (width * arrays[0].itemsize) // panel * panel)
+        starts = np.cumsum([0, *(len(array) for array in arrays)])
+        for begin in range(0, count, step):
+            end = min(begin + step, count)
+            stripe = np.zeros((end - begin, padded(width)), arrays[0].dtype)
+            for array, start in zip(arrays, starts, strict=False):
+                low, high = max(begin, start), min(end, start + len(array))
+                if low < high:
+                    stripe[low - begin : high - begin, :width] = array[low - start : high - start]
+            yield stripe, kind
 
     def suffix(self, matrix: Matrix) -> str:
         """Gives the ending of the names of the kernels that read this storage type."""

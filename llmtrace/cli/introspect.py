@@ -129,12 +129,12 @@ def _subject(session: Session, commit: str, options: dict[str, Any]) -> Subject:
         raise Trouble(why, f"see 'llmtrace verify {entry.id[:8]}'")
     run = Run.of(entry)
     claim, request = run.claim, run.claim.request
-    version(claim.numerics)
+    numerics = version(claim.numerics)
     caps = Caps(options["max_tokens"], options["max_memory"], options["max_seconds"])
     limits = caps_for(store, entry.record.node, caps)
     if limits:
         limits.admit(request)
-    model = models.find(claim.model, run.model_name)
+    model = models.find(claim.model, run.model_name, numerics)
     wanted, total, first = options["positions"], request.positions, len(request.prompt) - 1
     most = {"all": total, "last": 1, None: MOST}.get(wanted) or int(wanted)
     answer = options["answer"]

@@ -9,6 +9,7 @@ from llmtrace.errors import Inconclusive, LlmtraceError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llmtrace.blocks.versions import Version
     from llmtrace.cli.frame import Session
     from llmtrace.device.device import Device
     from llmtrace.engine.trace import Model
@@ -55,7 +56,7 @@ def open_carrier(session: Session) -> Carrier:
 
 
 class Models:
-    """Models of this session, each opened and placed once."""
+    """Models of this session, each opened and placed once for each version."""
 
     def __init__(
         self, session: Session, named: str | None, device: str | None, threads: int | None
@@ -66,9 +67,9 @@ class Models:
         self._session, self._named = session, named
         self._device_options = (device, threads)
         self._device: Device | None = None
-        self._placed: dict[str, Model] = {}
+        self._placed: dict[tuple[str, Version], Model] = {}
 
-    def open(self, name: str) -> Model:
+    def open(self, name: str, version: Version) -> Model:
         """Opens a model by name or folder. Raises Trouble for what is no model that we know."""
         from llmtrace.engine.trace import Model
         from llmtrace.model.architecture import Architecture
@@ -77,19 +78,19 @@ class Models:
         checkpoint = Checkpoint.open(self._folder(name))
         architecture = Architecture.of(checkpoint)
         architecture.check(checkpoint)
-        model_id = self._identify(checkpoint.path)
-        if model_id not in self._placed:
+        key = (self._identify(checkpoint.path), version)
+        if key not in self._placed:
             self._device = self._device or open_device(self._session, *self._device_options)
-            self._placed[model_id] = Model.place(checkpoint, architecture, self._device, model_id)
-        return self._placed[model_id]
+            self._placed[key] = Model.place(checkpoint, architecture, self._device, *key)
+        return self._placed[key]
 
-    def find(self, model_id: str, name: str) -> Model:
+    def find(self, model_id: str, name: str, version: Version) -> Model:
         """Gives the model with this id: the one named, else by the record's name, else the sample.
 
         Raises Inconclusive, before anything is computed, if none has this id.
         """
-        if model_id in self._placed:
-            return self._placed[model_id]
+        if (model_id, version) in self._placed:
+            return self._placed[model_id, version]
         seen = []
         for candidate in candidates(self._session, self._named, name):
             try:
@@ -99,7 +100,7 @@ class Models:
                     raise
                 continue
             if found == model_id:
-                return self.open(candidate)
+                return self.open(candidate, version)
             seen.append(f"'{candidate}' is {found[:16]}…")
         raise Inconclusive(
             f"the record needs model {model_id[:16]}…"

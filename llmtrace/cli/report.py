@@ -129,11 +129,11 @@ def _page(
         hint = f"'llmtrace audit {run.record.node}' says more"
         raise Trouble(f"'{run.id[:8]}' is invalid: {verdict.reason}", hint)
     try:
-        version(run.claim.numerics)
+        numerics = version(run.claim.numerics)
         limits = caps_for(store, run.record.node, caps)
         if limits:
             limits.admit(run.claim.request)
-        model = models.find(run.claim.model, run.model_name)
+        model = models.find(run.claim.model, run.model_name, numerics)
         positions = run.claim.request.positions
         with session.out.progress(positions, "look", "position") as bar:
             clock = limits.clock() if limits else None

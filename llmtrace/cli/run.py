@@ -152,10 +152,10 @@ def run(session: Session, **options: Any) -> int:
         options["form"] = "json"
     session.out.json = options["form"] == "json"
     prompt = _prompt(options)
-    version_name = version(options["numerics"] or session.settings.numerics)
+    numerics = version(options["numerics"] or session.settings.numerics)
     name = options["model"] or session.settings.model or SAMPLE
     models = Models(session, name, options["device"], options["threads"])
-    model = models.open(name)
+    model = models.open(name, numerics)
     tokenizer = Tokenizer.open(model.checkpoint) if Tokenizer.exists(model.checkpoint) else None
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
     store = None if options["no_commit"] else open_store(session, create=True)
@@ -163,7 +163,7 @@ def run(session: Session, **options: Any) -> int:
     scheme = _scheme(options["scheme"], options["probe"], model.architecture)
     draft = _drafting(options["draft"], models, model, asked)
     how = (options["probe"], kept, options["leaves"], options["form"], scheme, draft)
-    line = _Line(session, model, tokenizer, store, _model_name(name), version_name, *how)
+    line = _Line(session, model, tokenizer, store, _model_name(name), numerics.name, *how)
     if store is None:
         for done in _traces(line, asked):
             _print(line, done, None)
@@ -209,7 +209,7 @@ def _drafting(
         return None
     if name == "ngram":
         return lambda _: Ngram()
-    smaller = models.open(name)
+    smaller = models.open(name, model.version)
     fits(model, smaller)
     try:
         list(smaller.checked(job.request for job in asked))
@@ -259,7 +259,7 @@ def _traces(
 
     ``tick`` is called with every token.
     """
-    from llmtrace.blocks.plan import PROBES
+    from llmtrace.blocks.arrays import PROBES
     from llmtrace.engine.trace import Done, Token, trace
     from llmtrace.introspect.observer import observing
     from llmtrace.model.tokenizer import TextStream

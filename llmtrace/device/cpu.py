@@ -50,6 +50,7 @@ class CpuDevice(Device):
             raise Trouble(
                 f"cannot load '{path}': {error}", "delete it, or set LLMTRACE_CPU=x86-64-v2"
             ) from None
+        self.panel, self.unit8 = self.library.panel_rows(), self.library.panel_unit8()
         self.threads = threads or len(os.sched_getaffinity(0))
         self.library.pool_open.restype = ctypes.c_void_p
         self.pool = ctypes.c_void_p(self.library.pool_open(self.threads))

@@ -49,6 +49,10 @@ class Device(ABC):
     name: str
     threads = 0
     """Threads of a CPU, which share each launch; 0 for a GPU."""
+    panel = 1
+    """Rows of quantised weights that stand interleaved; 1 where rows stay as they are."""
+    unit8 = 1
+    """Bytes of a row of 8-bit weights that stay together there."""
 
     @abstractmethod
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:

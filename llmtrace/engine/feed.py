@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from llmtrace.blocks.plan import Limits
+    from llmtrace.blocks.arrays import Limits
     from llmtrace.engine.sequence import Sequence
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmtrace.blocks.plan import LOOKED
+from llmtrace.blocks.arrays import LOOKED
 from llmtrace.engine.feed import feed_again
 from llmtrace.engine.inside import Inside
 from llmtrace.engine.request import finish

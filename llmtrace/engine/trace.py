@@ -10,8 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmtrace.blocks.arrays import PROBES, TILE, Limits, footprint
 from llmtrace.blocks.llama import blocks
-from llmtrace.blocks.plan import PROBES, TILE, Limits, Plan, footprint
+from llmtrace.blocks.plan import Plan
+from llmtrace.blocks.versions import ACCURACY, Version
 from llmtrace.blocks.weights import Weights, first_flaw
 from llmtrace.engine.feed import feed, schedule
 from llmtrace.engine.look import look
@@ -80,20 +82,29 @@ class Done:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint with its weights on a device; makes plans of the size that requests need."""
+    """A checkpoint with its weights on a device, for one version of the arithmetic.
+
+    Makes plans of the size that requests need.
+    """
 
     checkpoint: Checkpoint
     architecture: Architecture
     device: Device
     weights: Weights
     id: str
+    version: Version = ACCURACY
 
     @classmethod
     def place(
-        cls, checkpoint: Checkpoint, architecture: Architecture, device: Device, model_id: str
+        cls,
+        checkpoint: Checkpoint,
+        architecture: Architecture,
+        device: Device,
+        model_id: str,
+        version: Version = ACCURACY,
     ) -> Model:
         """Puts the weights on the device."""
-        return cls(checkpoint, architecture, device, Weights(checkpoint, device), model_id)
+        return cls(checkpoint, architecture, device, Weights(checkpoint, device), model_id, version)
 
     def plan(
         self,
@@ -115,6 +126,7 @@ class Model:
             self.device,
             self.weights,
             self._limits(requests, chunk),
+            version=self.version,
             probes=probes,
             keep=tuple(keep),
             leaves=leaves,
@@ -137,7 +149,8 @@ class Model:
             row += RECORD_COPIES * 4 * words
         row += KEPT_COPIES * 4 * widths
         limits = self._limits([request], chunk)
-        return footprint(a, limits, keep, threads=self.device.threads) + positions * row
+        threads = self.device.threads
+        return footprint(a, limits, keep, threads=threads, version=self.version) + positions * row
 
     def _limits(self, requests: Iterable[Request], chunk: int) -> Limits:
         sizes = sorted((_tiles(r) for r in requests), reverse=True)

@@ -47,7 +47,7 @@ def costs(model: Model, plan: Plan, request: Request, output: tuple[int, ...]) -
         kinds.setdefault(re.sub(r"^layers\.\d+\.", "", block.name), []).append(block)
     found = []
     for name, blocks in kinds.items():
-        launches = [_launch(plan, block) for block in blocks]
+        launches = [launch for block in blocks for launch in plan.launches(block, plan._small)]
         nbytes, operations = traffic(model, blocks[0], position)
         found.append(
             {
@@ -112,10 +112,6 @@ def read_bandwidth(plan: Plan) -> float:
     nbytes = 4 * width * count
     took = _measure(plan, [Launch("linear_f32", args, count)])
     return nbytes / took * 1e6
-
-
-def _launch(plan: Plan, block: Block) -> Launch:
-    return plan._launch(block, plan._small)
 
 
 def _measure(plan: Plan, launches: list[Launch]) -> float:

@@ -143,8 +143,7 @@ def _by_records(a: _Side, b: _Side) -> Judgement:
 
 
 def _model(run: Run, models: Models) -> Model:
-    version(run.claim.numerics)
-    return models.find(run.claim.model, run.model_name)
+    return models.find(run.claim.model, run.model_name, version(run.claim.numerics))
 
 
 def _by_law(store: Store, sides: list[_Side], model: Model, caps: Caps) -> Judgement:

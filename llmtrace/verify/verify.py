@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llmtrace.blocks.plan import Plan
+    from llmtrace.blocks.versions import Version
     from llmtrace.engine.inside import Observer
     from llmtrace.engine.request import Request
     from llmtrace.engine.sequence import Trace
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 class Models(Protocol):
     """Where a replay gets its model from."""
 
-    def find(self, model_id: str, name: str) -> Model:
+    def find(self, model_id: str, name: str, version: Version) -> Model:
         """Gives the model with this id, on a device; raises Inconclusive if it is not here."""
 
 
@@ -75,10 +76,11 @@ def replayed(store: Store, entry: Entry, models: Models, caps: Caps) -> Verdict:
         return Verdict(INVALID, str(error), ("audit",))
     limits = caps_for(store, record.node, caps)
     try:
-        version(claimed.numerics)
+        numerics = version(claimed.numerics)
         if limits:
             limits.admit(claimed.request)
-        model = models.find(claimed.model, str(record.sections["attested"]["model"]))
+        name = str(record.sections["attested"]["model"])
+        model = models.find(claimed.model, name, numerics)
         return replay(record, claimed, model, limits)
     except Inconclusive as error:
         return Verdict(INCONCLUSIVE, "; ".join((str(error), *error.hints)), ("audit",))

@@ -22,6 +22,8 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static  // blocks run one after another, all their fibers in one thread of the system
 
+struct alignas(16) int4 { int x, y, z, w; };
+
 namespace emulator {
 
 constexpr int WARP = 32, BLOCK = 128, STACK = 1 << 16;
@@ -139,6 +141,11 @@ inline float widened(uint16_t half) {  // a half float that is no NaN
     return half & 0x8000 ? -size : size;
 }
 
+inline int dp4a(int a, int b, int c) {
+    for (int i = 0; i < 32; i += 8) c += (int8_t)(a >> i) * (int8_t)(b >> i);
+    return c;
+}
+
 template <class T> T argument(uint64_t word) { T value; memcpy(&value, &word, sizeof value); return value; }
 template <class... A, size_t... I>
 void call(void (*body)(A...), const uint64_t* words, std::index_sequence<I...>) { body(argument<A>(words[I])...); }
@@ -168,6 +175,7 @@ void call(void (*body)(A...), const uint64_t* words) { call(body, words, std::in
 #define __fmul_rn(a, b) ((a) * (b))
 #define __fdiv_rn(a, b) ((a) / (b))
 #define __fsqrt_rn(x) __builtin_sqrtf(x)
+#define __dp4a(a, b, c) emulator::dp4a(a, b, c)
 #define __umul64hi(a, b) ((unsigned long long)(((unsigned __int128)(a) * (b)) >> 64))
 #define asm(...) y = emulator::widened(x.bits)  // the one instruction that lanes.cuh writes out
 
