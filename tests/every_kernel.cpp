@@ -103,6 +103,63 @@ static void tiles() {
     if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
 }
 
+// Linear layers in integers: what rows and weights become, and what a core makes of them interleaved.
+static void integers() {
+    constexpr int N = 37, K = 1090, ld = 1120, G = 18;
+    const int held = (N + panel_rows() - 1) / panel_rows() * panel_rows(), unit = panel_unit8();
+    auto x = padded(5, K, ld), bias = values(N);
+    List<u16> w(N * ld);
+    for (int r = 0; r < N; r++) for (int k = 0; k < K; k++) w[r * ld + k] = (u16)(bits(value()) >> 16 & 0xbfff);
+    List<i8> q(5 * 64 * G), w8(N * 64 * G);
+    List<i16> wide(5 * 64 * G), sums(5 * 2 * G);
+    List<float> xs(5 * G), found(N * 4 * G), units(N * 2), y(5 * N), z(5 * N);
+    List<u16> scale(N * G);
+    List<u8> w4(N * 32 * G), scale4(N * 2 * G), low(N * 2 * G);
+    launch(launch_quantize, q.data(), xs.data(), sums.data(), x.data(), &five, K, ld);
+    report("quantize", q);
+    report("quantize scale", xs);
+    report("quantize sums", sums);
+    launch(launch_quantize8_bf16, w8.data(), scale.data(), w.data(), N, K, ld);
+    report("quantize8_bf16", w8);
+    launch(launch_linear8, y.data(), w8.data(), scale.data(), q.data(), xs.data(), sums.data(), bias.data(), &five, N, K, N);
+    report("linear8", y);
+    List<u8> held8(held * 64 * G), held4(held * 32 * G);
+    List<u16> held_scale(held * G), held_low(held * G);
+    List<float> held_unit(held * 2);
+    launch(launch_interleave, held8.data(), w8.data(), N, 64 * G / unit, unit, 1);
+    launch(launch_interleave, held_scale.data(), scale.data(), N, G, 2, 0);
+    launch(launch_factors, wide.data(), xs.data(), sums.data(), x.data(), &five, K, ld);
+    launch(launch_panel_linear8, z.data(), held8.data(), held_scale.data(), wide.data(), xs.data(), sums.data(), bias.data(), &five, N, K, N);
+    if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
+    launch(launch_fit4_bf16, found.data(), w.data(), N, K, ld);
+    report("fit4_bf16", found);
+    launch(launch_quantize4_bf16, w4.data(), scale4.data(), low.data(), units.data(), found.data(), w.data(), N, K, ld);
+    report("quantize4_bf16", w4);
+    report("quantize4_bf16 low", low);
+    launch(launch_linear4, y.data(), w4.data(), scale4.data(), low.data(), units.data(), q.data(), xs.data(), sums.data(), (const void*)nullptr, &five, N, K, N);
+    report("linear4", y);
+    launch(launch_interleave, held4.data(), w4.data(), N, 8 * G, 4, 0);
+    launch(launch_interleave, held_scale.data(), scale4.data(), N, G, 2, 0);
+    launch(launch_interleave, held_low.data(), low.data(), N, G, 2, 0);
+    launch(launch_interleave, held_unit.data(), units.data(), N, 2, 4, 0);
+    launch(launch_panel_linear4, z.data(), held4.data(), held_scale.data(), held_low.data(), held_unit.data(), q.data(), xs.data(), sums.data(), (const void*)nullptr, &five, N, K, N);
+    if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
+    for (auto& h : w) h &= 0x3bff;  // halves up to 1
+    launch(launch_quantize8_f16, w8.data(), scale.data(), w.data(), N, K, ld);
+    report("quantize8_f16", w8);
+    launch(launch_fit4_f16, found.data(), w.data(), N, K, ld);
+    report("fit4_f16", found);
+    launch(launch_quantize4_f16, w4.data(), scale4.data(), low.data(), units.data(), found.data(), w.data(), N, K, ld);
+    report("quantize4_f16", w4);
+    auto single = padded(N, K, ld);
+    launch(launch_quantize8_f32, w8.data(), scale.data(), single.data(), N, K, ld);
+    report("quantize8_f32", w8);
+    launch(launch_fit4_f32, found.data(), single.data(), N, K, ld);
+    report("fit4_f32", found);
+    launch(launch_quantize4_f32, w4.data(), scale4.data(), low.data(), units.data(), found.data(), single.data(), N, K, ld);
+    report("quantize4_f32", w4);
+}
+
 static void elements() {
     auto a = values(5 * 700), b = values(5 * 700);
     List<float> y(5 * 700);
@@ -136,6 +193,29 @@ static void heads() {
            &rows, H, G, D, H * D, 8 * H, H * D, 0.25f);
     if (memcmp(again.data(), z.data(), 4 * z.size())) abort();  // a probe moves no bit
     report("probed_attention_2", records);
+}
+
+static void heads8() {
+    constexpr int H = 4, G = 2, D = 40, P = 300, wide = 64;
+    i32 rows = P;
+    List<i32> position(P), tile0(P, 1);
+    for (int t = 0; t < P; t++) position[t] = t;
+    auto small = [](size_t n) { List<float> v(n); for (auto& x : v) x = from_bits((next() & 0x80ffffffu) | 0x3e000000u); return v; };
+    auto q = small(P * H * D), k = small(P * G * D), v = values(P * G * D);
+    List<i8> keys(4 * G * D * 128), vals(4 * G * 128 * wide);
+    List<float> by_key(4 * G * 128), by_value(4 * G * 128), z(P * H * D), again(P * H * D), records(P * H * 8);
+    launch(launch_kv_append8, keys.data(), vals.data(), by_key.data(), by_value.data(), k.data(), v.data(), position.data(), tile0.data(),
+           &rows, G, D, wide, G * D, G * D);
+    report("kv_append8 keys", keys);
+    report("kv_append8 values", vals);
+    report("kv_append8 scales", by_value);
+    launch(launch_attention8_2, z.data(), q.data(), keys.data(), vals.data(), by_key.data(), by_value.data(), position.data(), tile0.data(),
+           &rows, H, G, D, H * D, H * D, 0.25f);
+    report("attention8_2", z);
+    launch(launch_probed_attention8_2, again.data(), records.data(), q.data(), keys.data(), vals.data(), by_key.data(), by_value.data(),
+           position.data(), tile0.data(), &rows, H, G, D, H * D, 8 * H, H * D, 0.25f);
+    if (memcmp(again.data(), z.data(), 4 * z.size())) abort();
+    report("probed_attention8_2", records);
 }
 
 static void draws() {
@@ -232,5 +312,7 @@ int main() {
     probes();
     scores();
     tiles();
+    integers();
+    heads8();
     exit(0);
 }

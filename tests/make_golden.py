@@ -47,6 +47,8 @@ def main(name: str) -> None:
         environment = {**os.environ, "XDG_CONFIG_HOME": f"{home}/config"}
         for run in RUNS:
             command = [sys.executable, "-m", "llmtrace", "--store", str(store), "run", *run]
+            if not name.startswith("probes."):
+                command += ["--numerics", name]
             subprocess.run([*command, "--format", "id", "-d", "cpu"], env=environment, check=True)
         subprocess.run(
             ["git", "-C", store, "bundle", "create", bundle, "HEAD", "--all"], check=True

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtrace.blocks.versions import version
 from llmtrace.device.compile import FLAGS, kernels_folder
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.engine.trace import Done, Model, trace
@@ -30,11 +31,13 @@ def device(
     return CpuDevice(kernels_folder(), CACHE, threads=threads, cxx=cxx, cpu=cpu, flags=flags)
 
 
-def load(folder: Path, on: Device | None = None, model_id: str = "test") -> Model:
+def load(
+    folder: Path, on: Device | None = None, model_id: str = "test", numerics: str = "accuracy"
+) -> Model:
     checkpoint = Checkpoint.open(folder)
     architecture = Architecture.of(checkpoint)
     architecture.check(checkpoint)
-    return Model.place(checkpoint, architecture, on or device(), model_id)
+    return Model.place(checkpoint, architecture, on or device(), model_id, version(numerics))
 
 
 def run(

@@ -16,7 +16,7 @@ BUNDLES = sorted(GOLDEN.glob("*.bundle"))
 
 
 def test_every_frozen_version_has_a_golden_chain() -> None:
-    frozen = {version for version in VERSIONS if not version.endswith(".0")}
+    frozen = {version.name for version in VERSIONS if not version.name.endswith(".0")}
     assert frozen == {bundle.stem for bundle in BUNDLES if not bundle.stem.startswith("probes.")}
 
 
@@ -40,11 +40,9 @@ def test_golden_records_verify(
         line = json.loads(capsys.readouterr().out.split("\n")[0])
         assert (status, line["verdict"], line["reason"]) == (0, "verified", "")
         assert shown["checksum"] == checksum
-        numerics, form = "accuracy.1", 1
+        numerics, form = bundle.stem, 1 if bundle.stem == "accuracy.1" else 2
         if bundle.stem.startswith("probes."):
-            form = int(bundle.stem.removeprefix("probes."))
-        else:
-            numerics = bundle.stem
+            numerics, form = "accuracy.1", int(bundle.stem.removeprefix("probes."))
         assert shown["record"]["trace"]["numerics"] == numerics
         assert shown["record"]["probes"]["format"] == form
     assert len(expected) >= 9

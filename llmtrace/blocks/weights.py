@@ -51,11 +51,15 @@ class Weights:
     def quantized(self, matrix: Matrix, bits: int) -> tuple[Array, ...]:
         """Gives the arrays of ``kernels/quantize.cu``, as linear layers in integers want them."""
         if (matrix, bits) not in self._quantized:
-            parts = self._parts(matrix.tensors)
-            shape = sum(part.shape[0] for part in parts), parts[0].shape[1]
-            stripes = self._stripes(parts, shape, self.suffix(matrix))
-            self._quantized[matrix, bits] = quantize(self._device, stripes, shape, bits)
+            self._quantized[matrix, bits] = self.made_again(matrix, bits)
         return self._quantized[matrix, bits]
+
+    def made_again(self, matrix: Matrix, bits: int) -> tuple[Array, ...]:
+        """Gives what ``quantized`` does, made from the checkpoint now."""
+        parts = self._parts(matrix.tensors)
+        shape = sum(part.shape[0] for part in parts), parts[0].shape[1]
+        stripes = self._stripes(parts, shape, self.suffix(matrix))
+        return quantize(self._device, stripes, shape, bits)
 
     def _stripes(
         self, parts: list[Tensor], shape: tuple[int, int], kind: str

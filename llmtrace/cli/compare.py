@@ -49,12 +49,17 @@ def compare(session: Session, commit: str, file: str, noise: str, everything: bo
         python samples/export_activations.py MODEL run.json -o FILE
         llmtrace compare HEAD FILE
     """
+    from llmtrace.blocks.versions import version
     from llmtrace.cli.records import open_run
     from llmtrace.introspect.compare import DIFFERS, UNTOLD, Told
     from llmtrace.introspect.compare import compare as judge
     from llmtrace.introspect.tensors import tensors_of
 
     run = open_run(session, commit)
+    numerics = version(run.claim.numerics)
+    if numerics.weight_bits:
+        why = f"'{run.id[:8]}' was computed in '{numerics.name}', which rounds more than any noise"
+        raise Inconclusive(why, "record it again with --numerics accuracy")
     tensors = tensors_of(Path(file))
     told = Told(run.claim, run.points, run.stored, run.kept)
     found = judge(told, tensors, noise)

@@ -11,6 +11,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from llmtrace.blocks import quantized
 from llmtrace.blocks.block import Block, Cache, Matrix, Rows, Vector
 from llmtrace.device.device import Launch
 from llmtrace.engine.feed import feed
@@ -52,7 +53,7 @@ def costs(model: Model, plan: Plan, request: Request, output: tuple[int, ...]) -
         found.append(
             {
                 "block": name,
-                "kernel": launches[0].kernel,
+                "kernel": plan.launches(blocks[0], plan._small)[-1].kernel,
                 "calls": len(blocks),
                 "us": round(_measure(plan, launches) / len(blocks), 3),
                 "bytes": nbytes,
@@ -80,13 +81,14 @@ def traffic(model: Model, block: Block, position: int) -> tuple[int, int]:
             if block.kernel.startswith("embed"):
                 nbytes += stored // count
             else:
-                nbytes += stored
+                bits, width = model.version.bits(block), tensors[arg.tensors[0]].shape[1]
+                nbytes += quantized.nbytes(count, width, bits) if bits else stored
                 operations += 2 * sum(_size(tensors[name].shape) for name in arg.tensors)
         elif isinstance(arg, Vector):
             nbytes += sum(4 * _size(tensors[name].shape) for name in arg.tensors)
         elif isinstance(arg, Cache):
             visible = 1 if block.kernel == "kv_append" else position + 1
-            nbytes += 4 * visible * a.kv_head_count * a.head_size
+            nbytes += model.version.cache_bits // 8 * visible * a.kv_head_count * a.head_size
     if block.kernel.startswith("attention"):
         operations += (position + 1) * a.head_count * (4 * a.head_size + 4)
     if block.kernel == "sample":

@@ -119,6 +119,10 @@ class Case:
         stored = self.model.checkpoint.tensors[tensor]
         return widened(stored.array()[which], stored.dtype)
 
+    def bits(self, block: str) -> int:
+        """Bits of the weights that a linear block multiplies by; 0 as they are stored."""
+        return self.model.version.bits(self.blocks[self.order[block]])
+
     def once(self, name: str, make: Callable[[Case], Any]) -> Any:
         """Makes something that several invariants need when the first of them asks."""
         if name not in self._known:

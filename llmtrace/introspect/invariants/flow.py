@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmtrace.introspect.invariants import arithmetic
+from llmtrace.introspect.invariants import arithmetic, levels
 from llmtrace.introspect.invariants.bounds import EXP, U, norm_scale
 from llmtrace.introspect.invariants.case import BITS
 
@@ -171,5 +171,7 @@ def cache(case: Case) -> Invariant:
         for rows, letter in zip(case.inside.cache(layer), ("rot_k", "v"), strict=True):
             point = f"blocks.{layer}.attn.hook_{letter}"
             wanted = case.rows(point).reshape(shape)
+            if case.model.version.cache_bits == 8:
+                wanted = levels.row(wanted)
             tally.equal(f"layers.{layer}.kv_append", point, at, rows[at], wanted)
     return tally.result()

@@ -25,9 +25,23 @@ def weights(case: Case) -> Invariant:
     for block in case.blocks:
         for arg in block.args:
             if isinstance(arg, Matrix | Vector) and arg not in seen:
+                bits = case.model.version.bits(block) if block.kernel == "linear_" else 0
+                if bits and isinstance(arg, Matrix):
+                    _quantized(case, tally, block.name, arg, bits)
+                    continue
                 seen.add(arg)
                 _placed(case, tally, block.name, arg)
     return tally.result()
+
+
+def _quantized(case: Case, tally: Tally, block: str, matrix: Matrix, bits: int) -> None:
+    """Compares with what is made again of the checkpoint; ``linear layers`` checks the making."""
+    held, download = case.model.weights, case.model.device.download
+    pairs = zip(held.quantized(matrix, bits), held.made_again(matrix, bits), strict=True)
+    for number, (array, again) in enumerate(pairs):
+        found, wanted = download(array), download(again)
+        why = f"array {number} of {matrix.tensors[0]} is not what the checkpoint gives"
+        tally.same(Place(None, block), found.tobytes() == wanted.tobytes(), why)
 
 
 def _placed(case: Case, tally: Tally, block: str, what: Matrix | Vector) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmtrace.introspect.invariants import arithmetic
+from llmtrace.introspect.invariants import arithmetic, levels
 from llmtrace.introspect.invariants.bounds import C, U, dot, norm_scale, variance, worst_dot
 from llmtrace.introspect.invariants.flow import gained
 
@@ -21,6 +21,7 @@ SAMPLES = 16
 """Outputs of a linear layer that are computed again at each position."""
 LENSES = 8
 """Positions whose whole logits are computed again."""
+ROUNDED = "this version rounds what it unembeds to 8 bits"
 CHUNK = 1 << 22
 """Weights that are widened to float64 at a time."""
 
@@ -33,6 +34,29 @@ class Linear(NamedTuple):
     point: str
     x: np.ndarray
     bias: np.ndarray | None
+    bits: int = 0
+    """Of the weights that it multiplies by; 0 as they are stored."""
+
+    def fed(self) -> np.ndarray:
+        """The rows that are multiplied: (N, K) f64."""
+        if not self.bits:
+            return self.x.astype("f8")
+        return levels.rows(self.x).values(self.x.shape[1])
+
+    def weight(self, case: Case, which: slice | np.ndarray) -> np.ndarray:
+        """Rows of the weights that are multiplied by: (..., K) f64."""
+        w = case.weight(self.tensor, which)
+        if not self.bits:
+            return w.astype("f8")
+        flat = w.reshape(-1, w.shape[-1])
+        return levels.weights(flat, self.bits).values(w.shape[-1]).reshape(w.shape)
+
+    def right(self, case: Case, row: int, which: np.ndarray) -> np.ndarray:
+        """Outputs ``which`` of a row as the contract orders its sums, to the bit."""
+        bias, w = None if self.bias is None else self.bias[which], case.weight(self.tensor, which)
+        if not self.bits:
+            return arithmetic.dots(w, self.x[row], bias)
+        return levels.dots(levels.weights(w, self.bits), self.x[row], bias)
 
 
 def linears(case: Case) -> Iterator[Linear]:
@@ -40,8 +64,8 @@ def linears(case: Case) -> Iterator[Linear]:
     for layer in case.layers:
         yield from _of_layer(case, layer)
     name = "model.embed_tokens" if case.architecture.tied else "lm_head"
-    x = case.rows("unembed.hook_in")
-    yield Linear("unembed", name + ".weight", "unembed.hook_out", x, None)
+    x, bits = case.rows("unembed.hook_in"), case.bits("unembed")
+    yield Linear("unembed", name + ".weight", "unembed.hook_out", x, None, bits)
 
 
 def _of_layer(case: Case, layer: int) -> Iterator[Linear]:
@@ -50,7 +74,8 @@ def _of_layer(case: Case, layer: int) -> Iterator[Linear]:
 
     def one(where: str, name: str, to: str, x: np.ndarray, has_bias: bool) -> Linear:
         bias = case.weight(f"{tensor}{name}.bias") if has_bias else None
-        return Linear(block + where, f"{tensor}{name}.weight", point + to, x, bias)
+        bits = case.bits(block + where)
+        return Linear(block + where, f"{tensor}{name}.weight", point + to, x, bias, bits)
 
     x = gained(case, point + "ln1", tensor + "input_layernorm.weight")
     for letter in "qkv":
@@ -72,9 +97,9 @@ def products(case: Case) -> Invariant:
     text = "8 u sqrt((m^2 + 1.94 K)/3 sum_k x_k^2 sum_n w_nk^2), m = K/32"
     tally = case.tally("linear layers", text)
     for each in linears(case):
-        x, y = each.x.astype(np.float64), case.rows(each.point).astype(np.float64)
+        x, y = each.fed(), case.rows(each.point).astype(np.float64)
         signs = _signs(case, each.tensor, y.shape[1])  # (R, N)
-        folded, columns = _folded(case, each.tensor, signs)
+        folded, columns = _folded(case, each, signs)
         wanted = x @ folded.T
         spread = dot(x.shape[1]) * (x**2 @ columns)
         if each.bias is not None:
@@ -94,15 +119,16 @@ def outputs(case: Case) -> Invariant:
     tally = case.tally("sampled outputs", text)
     for each in linears(case):
         y, n = case.rows(each.point), case.size(each.tensor)
-        count, width = len(y), each.x.shape[1]
+        x = each.fed()
+        count, width = x.shape
         which = case.draw("outputs " + each.tensor, count * SAMPLES).reshape(count, SAMPLES) % n
         got = np.take_along_axis(y, which.astype(np.int64), axis=1).astype(np.float64)
         wanted, spread = np.zeros_like(got), np.zeros_like(got)
         step = max(1, CHUNK // (SAMPLES * width))
         for begin in range(0, count, step):
             part = slice(begin, begin + step)
-            terms = case.weight(each.tensor, which[part]).astype(np.float64)  # (n, 16, K)
-            terms *= each.x[part, None]
+            terms = each.weight(case, which[part])  # (n, 16, K)
+            terms *= x[part, None]
             wanted[part], spread[part] = terms.sum(axis=2), (terms**2).sum(axis=2)
         spread *= dot(width)
         if each.bias is not None:
@@ -136,8 +162,7 @@ def _cleared(
         step = max(1, CHUNK // y.shape[1])
         for begin in range(0, len(columns), step):
             part = columns[begin : begin + step]
-            bias = None if each.bias is None else each.bias[part]
-            right = arithmetic.dots(case.weight(each.tensor, part), each.x[row], bias)
+            right = each.right(case, int(row), part)
             if right.tobytes() != y[row, part].tobytes():
                 return got
         got[row] = wanted[row]
@@ -150,6 +175,8 @@ def lens(case: Case) -> Invariant:
 
     text = "(m + 8.1) u sum_k |w_nk x_k| + the scale's |logit|, m = K/32"
     tally = case.tally("logit lens of the last layer", text)
+    if case.bits("unembed"):
+        return tally.result(ROUNDED)
     count = len(case.picked)
     if not count:
         return tally.result("no position that was looked at has logits")
@@ -177,6 +204,8 @@ def attribution(case: Case) -> Invariant:
 
     text = "u sum |w x| over all additions to the stream + the head's"
     tally = case.tally("logit attribution", text)
+    if case.bits("unembed"):
+        return tally.result(ROUNDED)
     last, picked, logits = _head(case)
     if not len(picked):
         return tally.result("no position that was looked at has logits")
@@ -241,23 +270,22 @@ def _signs(case: Case, tensor: str, n: int) -> np.ndarray:
     return bits.astype(np.float64) * 2 - 1
 
 
-def _folded(case: Case, tensor: str, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _folded(case: Case, each: Linear, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """R W (R, K), and the sums of squares of W's columns (K,)."""
     import numpy as np
 
     folded, columns = 0.0, 0.0
-    for part, w in _chunks(case, tensor):
+    for part, w in _chunks(case, each.tensor, each.bits):
         folded = folded + signs[:, part] @ w
         columns = columns + np.einsum("nk,nk->k", w, w)
     return np.asarray(folded), np.asarray(columns)
 
 
-def _chunks(case: Case, tensor: str) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of a matrix in float64, some at a time."""
-    import numpy as np
-
+def _chunks(case: Case, tensor: str, bits: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows of a matrix in float64, some at a time; as ``bits`` have them."""
     rows, width = case.model.checkpoint.tensors[tensor].shape
     step = max(1, CHUNK // width)
     for begin in range(0, rows, step):
         part = slice(begin, min(begin + step, rows))
-        yield part, case.weight(tensor, part).astype(np.float64)
+        w = case.weight(tensor, part)
+        yield part, levels.weights(w, bits).values(width) if bits else w.astype("f8")
