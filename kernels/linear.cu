@@ -6,7 +6,7 @@
 //   y     (T,N) f32, row stride ldy
 //
 // Order: lane i takes k = i, i+32, ... with one fma each, then the tree of lanes.cuh; the bias is added last.
-// Which rows and tokens are worked on together (ROWS, TOKENS below) cannot change a bit.
+// Which rows and tokens are worked on together cannot change a bit.
 #include "lanes.cuh"
 
 // One row alone is bound by memory: what it will need a page later is asked for now.

@@ -13,7 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 
-struct Share { int index, count, thread; };
+struct Share { int index, count, thread; };  // as in lanes_host.cuh
 typedef void Launch(Share, const uint64_t*);
 extern "C" Launch launch_math_exp, launch_math_log, launch_math_sin_cos, launch_math_tanh,
     launch_math_erf, launch_math_philox;

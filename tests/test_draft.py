@@ -31,7 +31,7 @@ DRAWN = Sampling(np.float32(0.9), 40, 3 << 30, seed=5)
 
 
 class Scripted:
-    """Guesses an output that is known before, with every so many tokens wrong; or all 0."""
+    """Guesses an output that is known before, with every so many tokens wrong."""
 
     def __init__(self, request: Request, output: Sequence[int], wrong_every: int = 0) -> None:
         self._after = len(request.prompt)

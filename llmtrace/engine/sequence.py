@@ -99,7 +99,10 @@ class Sequence:
         return known + self.guesses[: count - len(known)]
 
     def right(self, drawn: list[int]) -> list[int]:
-        """Gives the tokens that were drawn behind right guesses, up to the end of the run."""
+        """Gives the tokens that were drawn behind right guesses, up to the end of the run.
+
+        Learns from them how many guesses the next steps are worth.
+        """
         if not self.guesses or not drawn:
             return drawn
         held = 0
