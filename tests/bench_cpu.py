@@ -1,13 +1,15 @@
 """Decode and prefill of a 350M Llama on the CPU: llmtrace beside llama.cpp and beside the floors.
 
-    python -m tests.bench_cpu --work DIR --llama-bench FILE [--pairs 3] [--threads 2] [--depth 0]
+    python -m tests.bench_cpu --work DIR --llama-bench FILE [--numerics accuracy|speed|memory]
+                              [--pairs 3] [--threads 2] [--depth 0]
 
-From the top of the checkout. DIR keeps the weights (1.4 GB, made at first use). Beside llmtrace
-it needs numpy, gguf (PyPI), a C++ compiler and llama.cpp's llama-bench, whose sources are in
-the source package of llama-cpp-python:
+From the top of the checkout. DIR keeps the weights (2 GB, made at first use). Beside llmtrace
+it needs numpy, gguf (PyPI), a C++ compiler and llama.cpp's llama-bench and llama-quantize, in one
+folder; their sources are in the source package of llama-cpp-python:
 
     cmake -S vendor/llama.cpp -B build -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_SERVER=OFF \\
-        -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF && cmake --build build --target llama-bench
+        -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF && \\
+        cmake --build build --target llama-bench llama-quantize
 
 One JSON line a pair, the engines in turn, then one of medians over the steady pairs and over
 all. Speeds are tokens a second; ratios are llmtrace over llama.cpp: above one, llmtrace is faster.
@@ -19,10 +21,12 @@ after the engines, and a pair is steady only if the three medians of read bandwi
 faster than its floor. Quote steady pairs only: while others run, llama.cpp's threads spin and
 it seems many times slower than it is.
 
-What is compared: the same bf16 weights; prompts of 256 tokens, then 64 steps of one token.
-llmtrace computes in float32, samples, digests and probes every point as ``llmtrace run`` does.
-llama.cpp rounds activations to bf16 (where the CPU multiplies bf16, no float32 floor holds for
+What is compared: the same bf16 weights, ``speed`` beside Q8_0 and ``memory`` beside Q4_0 made of
+them; prompts of 256 tokens, then 64 steps of one token. llmtrace samples, digests and probes every
+point as ``llmtrace run`` does; ``bare`` is a prompt without digests and probes. llama.cpp rounds
+activations to bf16 beside ``accuracy`` (where the CPU multiplies bf16, no float32 floor holds for
 it), samples nothing and decodes from an empty context; --depth 256 gives it ours.
+The floor of integers is that of products of 8 bits, or of pairs of 16 where there are none.
 """
 
 from __future__ import annotations
@@ -48,86 +52,9 @@ if TYPE_CHECKING:
 PROMPT_TOKENS, NEW_TOKENS = 256, 64
 ROUNDS = 3
 """Runs of each engine in a pair, after one to warm up; their median counts."""
-KINDS, ENGINES = ("decode", "prefill"), ("llmtrace", "llama.cpp")
-
-# Prints the best and the median of many short passes: the best is the machine's, the
-# median what it had to give while others ran.
-CEILINGS = r"""
-#include <sys/mman.h>
-#include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <thread>
-#include <vector>
-#ifdef __AVX512F__
-enum { BYTES = 64, CHAINS = 24 };
-#else
-enum { BYTES = 32, CHAINS = 12 };
-#endif
-typedef std::chrono::steady_clock Clock;
-typedef float floats __attribute__((vector_size(BYTES)));
-typedef unsigned long long words __attribute__((vector_size(BYTES)));
-const size_t SIZE = 512u << 20;  // a thread; far beyond any cache
-const int PASSES = 15, STEPS = 1 << 19;
-volatile float half = 0.5f, one = 1.0f, sink;
-volatile unsigned long long word_sink;
-
-void read(char* from) {
-    words sum[8] = {};
-    const words* at = (const words*)from;
-    for (size_t i = 0; i < SIZE / BYTES; i += 8)
-        for (int k = 0; k < 8; k++) sum[k] += at[i + k];
-    for (int k = 1; k < 8; k++) sum[0] += sum[k];
-    word_sink = sum[0][0];
-}
-
-void multiply(char*) {
-    floats sum[CHAINS], a = half - floats{}, b = one - floats{};
-    for (int k = 0; k < CHAINS; k++) sum[k] = one * k - floats{};  // equal chains would be one
-    for (int i = 0; i < STEPS; i++) {
-#pragma GCC unroll 32
-        for (int k = 0; k < CHAINS; k++) sum[k] = sum[k] * a + b;
-    }
-    for (int k = 1; k < CHAINS; k++) sum[0] += sum[k];
-    sink = sum[0][0];
-}
-
-std::vector<double> passes(int threads, std::vector<char*>& memory, void (*work)(char*)) {
-    std::vector<double> seconds;
-    for (int pass = 0; pass < PASSES; pass++) {
-        std::atomic<int> ready{0};
-        std::vector<std::thread> pool;
-        auto body = [&](int i) {
-            for (ready++; ready < threads;) {}
-            work(memory[i]);
-        };
-        for (int i = 1; i < threads; i++) pool.emplace_back(body, i);
-        while (ready < threads - 1) {}
-        auto start = Clock::now();
-        body(0);
-        for (auto& t : pool) t.join();
-        seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-    }
-    std::sort(seconds.begin(), seconds.end());
-    return seconds;
-}
-
-int main(int, char** argv) {
-    int threads = atoi(argv[1]);
-    std::vector<char*> memory(threads);
-    for (auto& each : memory) {
-        each = (char*)mmap(0, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        madvise(each, SIZE, MADV_HUGEPAGE);
-        std::fill(each, each + SIZE, 1);
-    }
-    auto r = passes(threads, memory, read), f = passes(threads, memory, multiply);
-    double gb = threads * SIZE / 1e9, gflop = 2.0 * threads * STEPS * CHAINS * (BYTES / 4) / 1e9;
-    printf("{\"read_gb_s\": [%.2f, %.2f], \"fma_gflop_s\": [%.1f, %.1f]}\n", gb / r[0],
-           gb / r[PASSES / 2], gflop / f[0], gflop / f[PASSES / 2]);
-}
-"""
+KINDS, ENGINES = ("decode", "prefill", "bare"), ("llmtrace", "llama.cpp")
+TWINS = {"accuracy": "BF16", "speed": "Q8_0", "memory": "Q4_0"}
+"""The type of llama.cpp that a version stands beside."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +67,7 @@ class Setting:
     ceilings: Path
     threads: int
     depth: int
+    numerics: str
 
 
 def llmtrace_times(
@@ -147,7 +75,8 @@ def llmtrace_times(
     prompt_tokens: int = PROMPT_TOKENS,
     new_tokens: int = NEW_TOKENS,
     threads: int = 2,
-) -> tuple[float, float]:
+    numerics: str = "accuracy",
+) -> dict[str, float]:
     """Seconds of a prompt up to its first token, and of the steps of one token after it.
 
     As ``llmtrace run`` does it: digests, probes and the trace's commitment are within. Loading
@@ -155,6 +84,7 @@ def llmtrace_times(
     """
     import numpy as np
 
+    from llmtrace.blocks.versions import version
     from llmtrace.device.compile import kernels_folder
     from llmtrace.device.cpu import CpuDevice
     from llmtrace.engine.request import Request
@@ -164,29 +94,39 @@ def llmtrace_times(
 
     device = CpuDevice(kernels_folder(), checkpoint.parent / "kernels", threads=threads)
     opened = Checkpoint.open(checkpoint)
-    model = Model.place(opened, Architecture.of(opened), device, "bench")
+    model = Model.place(opened, Architecture.of(opened), device, "bench", version(numerics))
     prompt = np.random.default_rng(1).integers(0, bench_shape.VOCAB, prompt_tokens)
     request = Request(tuple(prompt.tolist()), new_tokens + 1)  # the prompt's step gives one
-    plan = model.plan([request])
-    times = []
+    plan, bare = model.plan([request]), model.plan([request], probes=0, digests=False)
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(ROUNDS + 1):
-        first, started = 0.0, time.perf_counter()
-        for event in trace(model, plan, [request]):
-            if isinstance(event, Token) and not first:
-                first = time.perf_counter()
-        assert isinstance(event, Done)
-        assert len(event.trace.output) == new_tokens + 1
-        times.append((first - started, time.perf_counter() - first))
-    prefill, decode = zip(*times[1:], strict=True)
-    return statistics.median(prefill), statistics.median(decode)
+        for each in (plan, bare):
+            first, started = 0.0, time.perf_counter()
+            for event in trace(model, each, [request]):
+                if isinstance(event, Token) and not first:
+                    first = time.perf_counter()
+                if each is bare and first:
+                    break
+            times["bare" if each is bare else "prefill"].append(first - started)
+            if each is plan:
+                times["decode"].append(time.perf_counter() - first)
+                assert isinstance(event, Done)
+                assert len(event.trace.output) == new_tokens + 1
+    return {kind: statistics.median(found[1:]) for kind, found in times.items()}
 
 
 def llmtrace_speeds(setting: Setting) -> dict[str, float]:
     # in a process of its own, as llama-bench is: nothing of it stays to disturb the next run
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        call = pool.submit(llmtrace_times, setting.checkpoint, threads=setting.threads)
-        prefill_s, decode_s = call.result()
-    return {"decode": NEW_TOKENS / decode_s, "prefill": PROMPT_TOKENS / prefill_s}
+        call = pool.submit(
+            llmtrace_times,
+            setting.checkpoint,
+            threads=setting.threads,
+            numerics=setting.numerics,
+        )
+        seconds = call.result()
+    tokens = {"decode": NEW_TOKENS, "prefill": PROMPT_TOKENS, "bare": PROMPT_TOKENS}
+    return {kind: tokens[kind] / seconds[kind] for kind in KINDS}
 
 
 def llama_speeds(setting: Setting) -> dict[str, float]:
@@ -199,9 +139,9 @@ def llama_speeds(setting: Setting) -> dict[str, float]:
     for kind, sizes in tests.items():
         command = [str(setting.llama_bench), "-m", str(setting.gguf), *shared, *sizes]
         (found,) = json.loads(output(command))
-        assert found["model_type"].endswith(" BF16"), found["model_type"]
+        assert found["model_type"].endswith(" " + TWINS[setting.numerics]), found["model_type"]
         speeds[kind] = statistics.median(found["samples_ts"])
-    return speeds
+    return speeds | {"bare": speeds["prefill"]}
 
 
 def output(command: list[str]) -> str:
@@ -234,7 +174,8 @@ def pair(setting: Setting) -> dict[str, Any]:
     )  # fmt: skip
     (before, ours, between, theirs, after), others = zip(*map(watched, calls), strict=True)
     found = (before, between, after)
-    ours_under, theirs_under = floors(before, between), floors(between, after)
+    ours_under = floors(setting.numerics, before, between)
+    theirs_under = floors(setting.numerics, between, after)
     line: dict[str, Any] = {
         kind: {
             "llmtrace": round(ours[kind], 2),
@@ -249,20 +190,25 @@ def pair(setting: Setting) -> dict[str, Any]:
     highest = max(line["decode"][f"{name}_of_floor"] for name in ENGINES)
     line["steady"] = max(others) <= 0.1 and max(reads) <= 1.1 * min(reads) and highest <= 1
     line["ceilings_best_median"] = {
-        kind: [each[kind] for each in found] for kind in ("read_gb_s", "fma_gflop_s")
+        kind: [each[kind] for each in found] for kind in ("read_gb_s", "fma_gflop_s", "int_gop_s")
     }
     line["others_cores"] = others
     return line
 
 
-def floors(*ceilings: dict[str, Any]) -> dict[str, float]:
-    """Tokens a second that nothing can exceed, if the machine was as fast as before and after."""
+def floors(numerics: str, *ceilings: dict[str, Any]) -> dict[str, float]:
+    """Tokens a second that nothing can exceed, if the machine was as fast as before and after.
+
+    Both engines are held against the bytes of our weights: theirs have a little more.
+    """
     read = max(each["read_gb_s"][0] for each in ceilings)
-    fma = max(each["fma_gflop_s"][0] for each in ceilings)
-    return {
-        "decode": read * 1e9 / bench_shape.DECODE_BYTES,
-        "prefill": fma * 1e9 / bench_shape.PREFILL_FLOP,
-    }
+    unit = "fma_gflop_s" if numerics == "accuracy" else "int_gop_s"
+    most = max(each[unit][0] for each in ceilings)
+    bits = {"accuracy": 16.0, "speed": 8.25, "memory": 4.5}[numerics]
+    head = (bench_shape.VOCAB * bench_shape.HIDDEN) * (max(bits, 8.25) - bits)
+    prefill = most * 1e9 / bench_shape.PREFILL_FLOP
+    decode = read * 1e9 / (bench_shape.DECODE_BYTES / 16 * bits + head / 8)
+    return {"decode": decode, "prefill": prefill, "bare": prefill}
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -277,10 +223,19 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def quantized(gguf: Path, kind: str, llama_bench: Path) -> Path:
+    """Gives the GGUF in another type, made by llama.cpp unless it is there."""
+    made = gguf.with_suffix(f".{kind}.gguf")
+    if not made.is_file():
+        part = made.with_suffix(".part")
+        output([str(llama_bench.with_name("llama-quantize")), str(gguf), str(part), kind])
+        part.rename(made)
+    return made
+
+
 def compiled(folder: Path) -> Path:
     """Compiles the program that measures the ceilings."""
-    source, program = folder / "ceilings.cpp", folder / "ceilings"
-    source.write_text(CEILINGS)
+    source, program = Path(__file__).with_name("ceilings.cpp"), folder / "ceilings"
     flags = ["-O3", "-march=native", "-std=c++17", "-pthread"]
     subprocess.run([os.environ.get("CXX", "g++"), *flags, source, "-o", program], check=True)
     return program
@@ -302,21 +257,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps the weights")
     parser.add_argument("--llama-bench", type=Path, required=True, help="llama.cpp's program")
+    parser.add_argument("--numerics", choices=list(TWINS), default="accuracy")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--depth", type=int, default=0, help="context llama.cpp decodes after")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, gguf = bench_shape.make(options.work)
+    if options.numerics != "accuracy":
+        gguf = quantized(gguf, TWINS[options.numerics], options.llama_bench)
     ceilings = compiled(options.work)
-    setting = Setting(
-        checkpoint, gguf, options.llama_bench, ceilings, options.threads, options.depth
-    )
+    sizes = (options.threads, options.depth, options.numerics)
+    setting = Setting(checkpoint, gguf, options.llama_bench, ceilings, *sizes)
     lines = []
     for index in range(options.pairs):
         lines.append(pair(setting))
         print(json.dumps({"pair": index + 1, **lines[-1]}), flush=True)
-    about: dict[str, Any] = {"threads": options.threads, "depth": options.depth}
+    about: dict[str, Any] = {"numerics": options.numerics, "beside": TWINS[options.numerics]}
+    about |= {"threads": options.threads, "depth": options.depth}
     about |= {"commit": commit(), "cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
     steady = [line for line in lines if line["steady"]]
     print(json.dumps({"steady": summary(steady), "all": summary(lines), **about}))
