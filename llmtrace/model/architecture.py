@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.errors import Trouble
@@ -118,13 +119,13 @@ class Architecture:
         """
         import numpy as np
 
-        frequencies = self.rope.inverse_frequencies(run_limit)
-        return np.array([_rounded("rope frequency", each) for each in frequencies], np.float32)
+        limit = run_limit if self.rope.follows_limit else 0
+        return np.array(_frequencies(self.rope, limit), np.float32)
 
     def rope_attention_factor(self, run_limit: int) -> np.float32:
         """What multiplies every rotary sine and cosine; 1 for most scalings."""
         del run_limit  # no scaling of today's makes it depend on the length
-        return _rounded("rope attention factor", self.rope.attention_factor())
+        return _attention_factor(self.rope)
 
     def attention_scale(self) -> np.float32:
         """What multiplies q·k: 1/sqrt(head_size), rounded once."""
@@ -269,6 +270,18 @@ def _epsilon(config: dict[str, Any]) -> np.float32:
     if not is_number or not math.isfinite(value) or value < 0:
         raise Trouble(f"rms_norm_eps '{value}' of 'config.json' is not a number from zero up")
     return _rounded("rms_norm_eps", exact(value))
+
+
+@lru_cache(256)
+def _frequencies(rope: Rope, run_limit: int) -> tuple[np.float32, ...]:
+    """Milliseconds of decimal arithmetic, and each run of a batch asks."""
+    found = rope.inverse_frequencies(run_limit)
+    return tuple(_rounded("rope frequency", each) for each in found)
+
+
+@lru_cache(256)
+def _attention_factor(rope: Rope) -> np.float32:
+    return _rounded("rope attention factor", rope.attention_factor())
 
 
 def _bos_token(config: dict[str, Any], vocab_size: int) -> int | None:

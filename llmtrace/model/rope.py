@@ -108,6 +108,11 @@ class Rope:
         if self.kind == "longrope" and self.original_length == 1:
             raise Trouble("rope type 'longrope' has no meaning for an original length of '1'")
 
+    @property
+    def follows_limit(self) -> bool:
+        """Whether the frequencies depend on the run's limit."""
+        return self.kind in {"dynamic", "longrope"}
+
     def inverse_frequencies(self, run_limit: int) -> list[Decimal]:
         """The angle per position of each of the head_size / 2 pairs, in radians."""
         with localcontext(context()):
