@@ -191,6 +191,19 @@ class Plan:
         rows = values[..., :size].transpose(0, 2, 1, 3).reshape(-1, groups, size)[:positions]
         return flat.copy(), rows.copy()
 
+    def copy_cache(self, source: int, tile0: int, positions: int) -> None:
+        """Copies the KV cache of a sequence's first positions, from tile ``source`` on.
+
+        ``tile0``, where it goes, is before ``source`` or behind what is copied.
+        """
+        tiles, apart = -(-positions // TILE), abs(tile0 - source)
+        for begin in range(0, tiles, apart) if apart else ():  # none onto one still to be copied
+            end = min(begin + apart, tiles)
+            for layers in self._cache.values():
+                for layer in layers:
+                    to, of = (layer[at + begin : at + end] for at in (tile0, source))
+                    self.device.copy(to, of)
+
     def _launches(self, rows: int, *, looks: bool = False) -> list[Launch]:
         found: list[Launch] = []
         waiting: list[Point] = []  # read together at the end of a layer

@@ -48,6 +48,7 @@ class CudaDevice(Device):
         self._gpu = self._cupy.cuda.Device(index)
         with self._gpu:
             self._stream = self._cupy.cuda.Stream(non_blocking=True)
+            _, self.memory = map(int, self._cupy.cuda.runtime.memGetInfo())
         runtime = self._cupy.cuda.runtime
         count = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, index)
         self._blocks = BLOCKS * int(count)
@@ -73,6 +74,13 @@ class CudaDevice(Device):
         """Copies onto the first elements; ``host`` may be changed as soon as this returns."""
         with self._current():
             self._copy(array[: len(host)], host.astype(array.dtype, copy=False))
+
+    def copy(self, array: Array, source: Array) -> None:
+        """Copies on the GPU, in the order of the stream."""
+        assert array.flags.c_contiguous
+        assert source.flags.c_contiguous
+        with self._current():
+            array.data.copy_from_device_async(source.data, source.nbytes, self._stream)
 
     def download(self, array: Array) -> np.ndarray:
         """Copies from the GPU into memory of its own."""

@@ -49,6 +49,8 @@ class Device(ABC):
     name: str
     threads = 0
     """Threads of a CPU, which share each launch; 0 for a GPU."""
+    memory: int
+    """Bytes that it has in all."""
     panel = 1
     """Rows of quantised weights that stand interleaved; 1 where rows stay as they are."""
     unit8 = 1
@@ -65,6 +67,10 @@ class Device(ABC):
     @abstractmethod
     def write(self, array: Array, host: np.ndarray) -> None:
         """Copies onto the first elements of a device array of the same dtype and row shape."""
+
+    @abstractmethod
+    def copy(self, array: Array, source: Array) -> None:
+        """Copies one array of the device onto another; both are contiguous and of one shape."""
 
     @abstractmethod
     def download(self, array: Array) -> np.ndarray:

@@ -16,7 +16,7 @@ def schedule(active: list[Sequence], limits: Limits, chunk: int) -> list[tuple[S
     rows, picks = limits.rows, limits.picks
     share = []
     for sequence in sorted(active, key=lambda s: s.pending):
-        count = min(sequence.pending, chunk, rows)
+        count = min(sequence.pending, sequence.until_stop, chunk, rows)
         while sequence.picks(count) > picks:
             count -= sequence.picks(count) - picks
         if count > 0:

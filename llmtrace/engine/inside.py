@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -75,3 +75,11 @@ class Observer(Protocol):
 
     def parts(self) -> dict[str, bytes]:
         """Gives the parts of a record that tell of it, by name."""
+
+
+@runtime_checkable
+class Successor(Observer, Protocol):
+    """An observer that can begin where another one is: prompts that begin alike share only such."""
+
+    def follow(self, other: Self) -> None:
+        """Takes over all that another was told, which is of no position that draws a token."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmtrace.blocks.plan import Plan
     from llmtrace.engine.draft import Drafter
     from llmtrace.engine.inside import Observer
+    from llmtrace.engine.prefix import Prefix
 
 
 REACH = 15
@@ -50,6 +51,27 @@ class Trace:
 
 
 @dataclass
+class Pieces:
+    """What the steps of one sequence computed, a piece a step."""
+
+    logprobs: list[np.ndarray] = field(default_factory=list)
+    digests: list[np.ndarray] = field(default_factory=list)
+    pick_digests: list[np.ndarray] = field(default_factory=list)
+    records: list[np.ndarray] = field(default_factory=list)
+    kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def fork(self) -> Pieces:
+        """Gives another that goes on from here; the pieces so far are the same."""
+        return Pieces(
+            [*self.logprobs],
+            [*self.digests],
+            [*self.pick_digests],
+            [*self.records],
+            {name: [*found] for name, found in self.kept.items()},
+        )
+
+
+@dataclass(eq=False)
 class Sequence:
     """Tokens known so far, how many of them were fed, and the pieces of the trace."""
 
@@ -70,17 +92,20 @@ class Sequence:
     fed: int = 0
     steps: int = 0
     drawn: list[int] = field(default_factory=list)
-    logprobs: list[np.ndarray] = field(default_factory=list)
-    digests: list[np.ndarray] = field(default_factory=list)
-    pick_digests: list[np.ndarray] = field(default_factory=list)
-    records: list[np.ndarray] = field(default_factory=list)
-    kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    pieces: Pieces = field(default_factory=Pieces)
+    stops: list[Prefix] = field(default_factory=list)
+    """Prefixes that it computes for others, the next first: a step ends where they end."""
 
     @property
     def pending(self) -> int:
         """How many tokens wait to be fed."""
         last_is_never_fed = 1 if self.request.forced is not None else 0
         return len(self.known) + len(self.guesses) - last_is_never_fed - self.fed
+
+    @property
+    def until_stop(self) -> int:
+        """How many of them the next step may feed."""
+        return self.stops[0].length - self.fed if self.stops else self.pending
 
     def guess(self, most: int) -> None:
         """Guesses at most so many tokens, if there is a drafter and the last token is next."""
@@ -131,15 +156,16 @@ class Sequence:
         import numpy as np
 
         output, reason = finish(self.drawn, self.request)
-        digests, picked = np.concatenate(self.digests), np.concatenate(self.pick_digests)
+        pieces = self.pieces
+        digests, picked = np.concatenate(pieces.digests), np.concatenate(pieces.pick_digests)
         return Trace(
             request=self.request,
             output=tuple(output),
             finish_reason=reason,
-            logprobs=np.concatenate(self.logprobs),
+            logprobs=np.concatenate(pieces.logprobs),
             commitment=commit(digests, picked) if plan.digests else Commitment((), (), b""),
-            records=np.concatenate(self.records) if self.records else np.zeros(0, np.uint32),
-            kept={name: np.concatenate(pieces) for name, pieces in self.kept.items()},
+            records=np.concatenate(pieces.records) if pieces.records else np.zeros(0, np.uint32),
+            kept={name: np.concatenate(found) for name, found in pieces.kept.items()},
             digests=(digests, picked) if plan.leaves else None,
             groups=plan.groups,
             observer=self.observer,

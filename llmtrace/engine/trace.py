@@ -6,21 +6,20 @@ schedule is free: sequences that decode go first, prompts fill what room is left
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from llmtrace.blocks.arrays import PROBES, TILE, Limits, footprint
+from llmtrace.blocks.arrays import PROBES, Limits, footprint
 from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.plan import Plan
 from llmtrace.blocks.versions import ACCURACY, Version
 from llmtrace.blocks.weights import Weights, first_flaw
+from llmtrace.engine.admission import Admission, tiles_of
 from llmtrace.engine.feed import feed, schedule
 from llmtrace.engine.look import look
-from llmtrace.engine.sequence import Sequence, Trace
-from llmtrace.engine.tiles import Tiles
 from llmtrace.errors import Misuse, Trouble
-from llmtrace.probes.records import HEAD_WORDS, WORDS, Seen, probe_seed
+from llmtrace.probes.records import HEAD_WORDS, WORDS, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,13 +30,16 @@ if TYPE_CHECKING:
     from llmtrace.engine.draft import Drafter
     from llmtrace.engine.inside import Observer
     from llmtrace.engine.request import Request
+    from llmtrace.engine.sequence import Sequence, Trace
     from llmtrace.model.architecture import Architecture
     from llmtrace.model.checkpoint import Checkpoint
 
 CHUNK = 256
 """Prompt tokens of one sequence in a step, unless asked otherwise."""
-CONCURRENT = 16
-"""Sequences that run at the same time."""
+CONCURRENT = 64
+"""Most sequences that run at the same time."""
+CACHE_SHARE = 4
+"""One part in so many of a device's memory is for the KV cache, whoever else could run as well."""
 LOGITS_BYTES = 64 << 20
 """Most memory for the logits of one step."""
 RECORD_COPIES = 3
@@ -47,11 +49,11 @@ KEPT_COPIES = 4
 
 
 class NotFinite(Trouble):
-    """A value inside the run is NaN or infinite: the run ends there, on every machine."""
+    """A value inside a run is NaN or infinite: the run ends there, on every machine."""
 
-    def __init__(self, message: str, *hints: str, position: int, point: str) -> None:
+    def __init__(self, message: str, *hints: str, index: int, position: int, point: str) -> None:
         super().__init__(message, *hints)
-        self.position, self.point = position, point
+        self.index, self.position, self.point = index, position, point
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,14 @@ class Model:
         return footprint(a, limits, keep, threads=threads, version=self.version) + positions * row
 
     def _limits(self, requests: Iterable[Request], chunk: int) -> Limits:
-        sizes = sorted((_tiles(r) for r in requests), reverse=True)
-        most = max(self.checked(requests), default=1)
-        together = min(len(sizes), CONCURRENT)
-        rows = max(min(chunk, most), together)
+        positions = sum(self.checked(requests))
+        sizes = sorted(map(tiles_of, requests), reverse=True)[:CONCURRENT]
+        a, version = self.architecture, self.version
+        less, more = (footprint(a, Limits(1, 1, n, 1), version=version) for n in (1, 2))
+        tile = more - less
+        room = self.device.memory // CACHE_SHARE
+        together = sum(n == 0 or tile * tiles <= room for n, tiles in enumerate(accumulate(sizes)))
+        rows = max(min(chunk, positions), together)
         picks = max(together, min(rows, LOGITS_BYTES // (4 * self.architecture.vocab_size)))
         return Limits(rows, picks, sum(sizes[:together]), together)
 
@@ -180,10 +186,6 @@ class Model:
             yield request.positions
 
 
-def _tiles(request: Request) -> int:
-    return -(-request.positions // TILE)
-
-
 def trace(
     model: Model,
     plan: Plan,
@@ -199,50 +201,45 @@ def trace(
     ``observe`` gives each request somebody who is told what probes of format 2 measure, ``draft``
     somebody who guesses what it will say: that moves no bit, but may save steps.
 
-    Raises NotFinite where a value is not: the run ends there and nothing is recorded.
+    Prompts that begin alike share the computing of what they have in common, if the observers of
+    all are Successors, of one kind.
+
+    Raises NotFinite where a value is not: that run ends there, and leaves no trace; the others go
+    on, and it is raised at their end, of the first such request.
     """
-    waiting = deque(enumerate(requests))
-    free = Tiles(plan.limits.tiles)
-    tables = list(range(plan.limits.tables))
-    active: list[Sequence] = []
-    table_of: dict[int, int] = {}
-    while waiting or active:
-        while waiting and tables and (tile0 := free.take(_tiles(waiting[0][1]))) is not None:
-            index, request = waiting.popleft()
-            known = [*request.prompt, *(request.forced or ())]
-            observer = observe(request) if observe else None
-            seed = probe_seed(model.id, request.prompt)
-            drafter = draft(request) if draft and request.forced is None else None
-            active.append(Sequence(index, request, tile0, known, seed, observer, drafter))
-            table_of[index] = tables.pop()
-            a = model.architecture
-            plan.set_table(
-                table_of[index],
-                a.inverse_frequencies(request.run_limit),
-                a.rope_attention_factor(request.run_limit),
-            )
+    admission = Admission(model, plan, requests, observe, draft)
+    failed: list[tuple[int, int, int]] = []  # index, position, point
+    while admission.admit():
+        active, table_of = admission.active, admission.table_of
         for sequence in active:
             sequence.guess(min(plan.limits.rows, plan.limits.picks) // len(active) - 1)
         share = schedule(active, plan.limits, chunk)
+        assert share, "somebody has something to feed"
         plan.step(feed(share, table_of))
-        for sequence, ended, drawn, logprobs in _collect(plan, share):
+        for sequence, drawn, logprobs, flaw in _collect(plan, share):
+            if flaw:
+                failed.append((sequence.index, sequence.fed + flaw[0], flaw[1]))
+                admission.leave(sequence)
+                continue
             if sequence.request.forced is not None:
                 yield Fed(sequence.index, sequence.fed)
             else:
                 for token, logprob in zip(drawn, logprobs, strict=True):
                     yield Token(sequence.index, token, float(logprob))
-            if ended:
+            if sequence.draw(drawn):
                 look(plan, sequence, table_of)
-                active.remove(sequence)
-                free.give(sequence.tile0, _tiles(sequence.request))
-                tables.append(table_of.pop(sequence.index))
+                admission.leave(sequence)
                 yield Done(sequence.index, sequence.trace(plan), sequence.steps)
+            else:
+                admission.passed(sequence)
+    if failed:
+        raise _not_finite(plan, *min(failed))
 
 
 def _collect(
     plan: Plan, share: list[tuple[Sequence, int]]
-) -> Iterator[tuple[Sequence, bool, list[int], np.ndarray]]:
-    """Hands the results of a step to the sequences."""
+) -> Iterator[tuple[Sequence, list[int], np.ndarray, tuple[int, int] | None]]:
+    """Hands the results of a step to the sequences: tokens, logprobs; or where a flaw is."""
     rows, wanted = sum(count for _, count in share), sum(s.picks(count) for s, count in share)
     inner = plan.inner
     # one sequence's look, when it has ended, would change what the others have still to read
@@ -259,20 +256,23 @@ def _collect(
         count, picks = fed - wrong, asked - wrong
         here, there = slice(row, row + count), slice(pick, pick + picks)
         row, pick = row + fed, pick + asked
-        flaws, digests = results["flaws"], results["digests"]
-        _refuse_flaws(plan, sequence, flaws[here, :inner], flaws[there, inner:], count - picks)
-        sequence.digests.append(digests[here, :inner].copy())
-        sequence.pick_digests.append(digests[there, inner:].copy())
+        flaws, digests, pieces = results["flaws"], results["digests"], sequence.pieces
+        flaw = _first(flaws[here, :inner], flaws[there, inner:], count - picks)
+        if flaw:
+            yield sequence, [], logprobs[:0], flaw
+            continue
+        pieces.digests.append(digests[here, :inner].copy())
+        pieces.pick_digests.append(digests[there, inner:].copy())
         if plan.probes == 1:
-            sequence.records.append(results["records"][here].copy())
+            pieces.records.append(results["records"][here].copy())
         elif plan.probes and sequence.observer:
             sequence.observer.saw(_seen(sequence, count, results, inner, (here, there)))
         for name, values in kept.items():
-            sequence.kept.setdefault(name, []).append(values[there if name in picked else here])
-        sequence.logprobs.append(logprobs[there])
+            pieces.kept.setdefault(name, []).append(values[there if name in picked else here])
+        pieces.logprobs.append(logprobs[there])
         sequence.fed += count
         sequence.steps += 1
-        yield sequence, sequence.draw(drawn), drawn, logprobs[there]
+        yield sequence, drawn, logprobs[there], None
 
 
 def _seen(
@@ -295,22 +295,25 @@ def _seen(
     )
 
 
-def _refuse_flaws(
-    plan: Plan, sequence: Sequence, fed: np.ndarray, picked: np.ndarray, first_pick: int
-) -> None:
+def _first(fed: np.ndarray, picked: np.ndarray, first_pick: int) -> tuple[int, int] | None:
+    """Gives row and point of the first value that is not finite."""
     if not (fed.any() or picked.any()):
-        return
+        return None
     import numpy as np
 
     found = [(int(t), int(p)) for t, p in np.argwhere(fed)]
     found += [(int(t) + first_pick, int(p) + fed.shape[1]) for t, p in np.argwhere(picked)]
-    position, point = min(found)
-    tensor = first_flaw(plan.checkpoint)
-    raise NotFinite(
-        f"value at '{plan.points[point].name}', position {sequence.fed + position}, is not finite",
+    return min(found)
+
+
+def _not_finite(plan: Plan, index: int, position: int, point: int) -> NotFinite:
+    tensor, name = first_flaw(plan.checkpoint), plan.points[point].name
+    return NotFinite(
+        f"value at '{name}', position {position}, is not finite",
         f"tensor '{tensor}' of '{plan.checkpoint.path}' holds NaN or infinity"
         if tensor
         else "the weights are finite: this prompt makes the model overflow",
-        position=sequence.fed + position,
-        point=plan.points[point].name,
+        index=index,
+        position=position,
+        point=name,
     )

@@ -51,6 +51,10 @@ class Observing:
         """Takes what a step measured."""
         self._recorder.saw(seen)
 
+    def follow(self, other: Observing) -> None:
+        """Takes over what another of the same level and scheme saw."""
+        self._recorder.follow(other._recorder)
+
     def wanted(self) -> list[int]:
         """Scores are of the positions whose records are stored."""
         return self._recorder.positions()

@@ -55,6 +55,13 @@ class Recorder:
                 widths = np.array([self.points[column][1] for column in inner], np.float64)
                 found.append(massive(seen.points[:, inner], widths))
 
+    def follow(self, other: Recorder) -> None:
+        """Takes over what another with the same rules saw."""
+        assert self._rules == other._rules
+        self.totals = other.totals.fork()
+        self._drawn = [*other._drawn]
+        self._massive = [[*found] for found in other._massive]
+
     @property
     def chosen(self) -> list[int]:
         """The least certain position and the last."""

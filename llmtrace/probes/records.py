@@ -71,7 +71,12 @@ STORED_HEAD_FIELDS = ("lse", "entropy", "max", "sink", "self", "distance")
 
 @dataclass(frozen=True)
 class Seen:
-    """What one step measured of one sequence, n positions in order, the last m with logits."""
+    """What one step measured of one sequence, n positions in order, the last m with logits.
+
+    Whoever takes over a prefix is not told of its positions, but follows an observer that was. That
+    one's samples and sketches (words 16 to 27 of a record) were drawn by the seed of another
+    prompt, so nothing that lasts is made of them here: those that are stored are measured again.
+    """
 
     positions: np.ndarray
     """(n,) i64"""

@@ -17,6 +17,7 @@ successor of the latest; 7 largest score.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from llmtrace.probes.exact import LARGEST, Spread, half_width
@@ -228,6 +229,15 @@ class Totals:
             if whole is not None:
                 self._pass(whole)
             begin = end
+
+    def fork(self) -> Totals:
+        """Gives others that go on from here."""
+        self._flush()
+        made = Totals(self.shape, self._features)
+        made._seen, made._drawn = self._seen, self._drawn
+        made._inner, made._outer = deepcopy((self._inner, self._outer))
+        made._heads, made._groups = deepcopy((self._heads, self._groups))
+        return made
 
     def points(self) -> npt.NDArray[np.uint32]:
         """Gives the totals of all points: (P + Q, 16)."""
