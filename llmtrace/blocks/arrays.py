@@ -26,7 +26,7 @@ SCALES = ("key_scale", "value_scale")
 PROBES = 2
 """The format of the probes that a run records; 1 is made again for old records, 0 is none."""
 LOOKED = 4
-"""Rows that are looked at whole at a time."""
+"""Rows of one sequence that are looked at whole at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Limits:
     """What a plan has room for.
 
     ``rows`` tokens a step, of which ``picks`` may ask for logits; ``tiles`` of KV cache;
-    ``tables`` rotary tables.
+    ``tables`` rotary tables; ``looked`` tokens that are looked at whole at a time.
     """
 
     rows: int
     picks: int
     tiles: int
     tables: int
+    looked: int = LOOKED
 
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
@@ -92,7 +93,7 @@ def arrays(
             **measured,
         },
         "kept": {p.name: ((rows, p.rows.width), "<f4") for p in points if p.name in keep},
-        "looked": {p.name: ((LOOKED, p.rows.width), "<f4") for p in looked},
+        "looked": {p.name: ((limits.looked, p.rows.width), "<f4") for p in looked},
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.blocks import quantized
-from llmtrace.blocks.arrays import LOOKED, PROBES, SCALES, TILE, Limits, arrays, strides
+from llmtrace.blocks.arrays import PROBES, SCALES, TILE, Limits, arrays, strides
 from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, makers
 from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.probing import Probing
@@ -110,13 +110,13 @@ class Plan:
         self._steps[size].run(self._weights.nbytes * rows)
 
     def look(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Feeds up to LOOKED tokens again: all of their sequences was fed, so no bit changes.
+        """Feeds tokens again, at most ``looked``: their sequences stand in the cache already.
 
-        ``feed`` as in ``step``. Gives every point's rows by name: (T or M, width) f32; the
-        results stay as after a step. Probes are of format 2.
+        No bit changes. ``feed`` as in ``step``. Gives every point's rows by name: (T or M, width)
+        f32; the results stay as after a step. Probes are of format 2.
         """
         if self._look is None:
-            rows = min(LOOKED, self.limits.rows)
+            rows = min(self.limits.looked, self.limits.rows)
             self._look = self.device.capture(self._launches(rows, looks=True))
         rows, picks = self._write(feed)
         self._look.run(self._weights.nbytes * rows)

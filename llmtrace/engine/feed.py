@@ -64,19 +64,18 @@ def feed(share: list[tuple[Sequence, int]], table_of: dict[int, int]) -> dict[st
 
 
 def feed_again(
-    sequence: Sequence, positions: list[int], table_of: dict[int, int]
+    places: list[tuple[Sequence, int]], table_of: dict[int, int]
 ) -> dict[str, np.ndarray]:
-    """As ``feed``, of single positions that were fed before."""
+    """As ``feed``, of single positions of sequences that were fed before."""
     import numpy as np
 
-    fed = sequence.fed
     pieces = []
-    try:
-        for position in positions:
+    for row, (sequence, position) in enumerate(places):
+        fed = sequence.fed
+        try:
             sequence.fed = position
             pieces.append(feed([(sequence, 1)], table_of))
-    finally:
-        sequence.fed = fed
-    for row, piece in enumerate(pieces):
-        piece["pick"] += row
+        finally:
+            sequence.fed = fed
+        pieces[-1]["pick"] += row
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

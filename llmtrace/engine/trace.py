@@ -6,11 +6,11 @@ schedule is free: sequences that decode go first, prompts fill what room is left
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from llmtrace.blocks.arrays import PROBES, Limits, footprint
+from llmtrace.blocks.arrays import LOOKED, PROBES, Limits, footprint
 from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.plan import Plan
 from llmtrace.blocks.versions import ACCURACY, Version
@@ -42,6 +42,8 @@ CACHE_SHARE = 4
 """One part in so many of a device's memory is for the KV cache, whoever else could run as well."""
 LOGITS_BYTES = 64 << 20
 """Most memory for the logits of one step."""
+LOOKED_BYTES = 64 << 20
+"""Most memory for what is looked at whole at a time, of several sequences."""
 RECORD_COPIES = 3
 """Of a stored probe record: as it came, stacked, packed."""
 KEPT_COPIES = 4
@@ -157,14 +159,20 @@ class Model:
     def _limits(self, requests: Iterable[Request], chunk: int) -> Limits:
         positions = sum(self.checked(requests))
         sizes = sorted(map(tiles_of, requests), reverse=True)[:CONCURRENT]
-        a, version = self.architecture, self.version
-        less, more = (footprint(a, Limits(1, 1, n, 1), version=version) for n in (1, 2))
-        tile = more - less
+        none = Limits(1, 1, 0, 1, 0)
+        tile, row = self._bytes(none, tiles=1), self._bytes(none, looked=1)
         room = self.device.memory // CACHE_SHARE
         together = sum(n == 0 or tile * tiles <= room for n, tiles in enumerate(accumulate(sizes)))
         rows = max(min(chunk, positions), together)
         picks = max(together, min(rows, LOGITS_BYTES // (4 * self.architecture.vocab_size)))
-        return Limits(rows, picks, sum(sizes[:together]), together)
+        looked = max(LOOKED, min(LOOKED * together, LOOKED_BYTES // row))
+        return Limits(rows, picks, sum(sizes[:together]), together, looked)
+
+    def _bytes(self, limits: Limits, **more: int) -> int:
+        """What a plan with more of something takes in addition."""
+        a, version, larger = self.architecture, self.version, replace(limits, **more)
+        less, whole = (footprint(a, of, version=version) for of in (limits, larger))
+        return whole - less
 
     def checked(self, requests: Iterable[Request]) -> Iterator[int]:
         """Gives the positions of each request; raises Misuse where one does not fit the model."""
@@ -216,6 +224,7 @@ def trace(
         share = schedule(active, plan.limits, chunk)
         assert share, "somebody has something to feed"
         plan.step(feed(share, table_of))
+        ended: list[Sequence] = []
         for sequence, drawn, logprobs, flaw in _collect(plan, share):
             if flaw:
                 failed.append((sequence.index, sequence.fed + flaw[0], flaw[1]))
@@ -227,11 +236,13 @@ def trace(
                 for token, logprob in zip(drawn, logprobs, strict=True):
                     yield Token(sequence.index, token, float(logprob))
             if sequence.draw(drawn):
-                look(plan, sequence, table_of)
-                admission.leave(sequence)
-                yield Done(sequence.index, sequence.trace(plan), sequence.steps)
+                ended.append(sequence)
             else:
                 admission.passed(sequence)
+        look(plan, ended, table_of)
+        for sequence in ended:
+            admission.leave(sequence)
+            yield Done(sequence.index, sequence.trace(plan), sequence.steps)
     if failed:
         raise _not_finite(plan, *min(failed))
 
@@ -242,9 +253,8 @@ def _collect(
     """Hands the results of a step to the sequences: tokens, logprobs; or where a flaw is."""
     rows, wanted = sum(count for _, count in share), sum(s.picks(count) for s, count in share)
     inner = plan.inner
-    # one sequence's look, when it has ended, would change what the others have still to read
-    read = plan.device.peek if len(share) == 1 else plan.device.download
-    results = {name: read(array[:rows]) for name, array in plan.results.items()}
+    # no step runs before each sequence has taken its own
+    results = {name: plan.device.peek(array[:rows]) for name, array in plan.results.items()}
     kept = {name: plan.device.download(array[:rows]) for name, array in plan.kept.items()}
     picked = {p.name for p in plan.points[inner:]}
     tokens, logprobs = plan.tokens(wanted)
