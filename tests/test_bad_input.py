@@ -249,6 +249,24 @@ def test_a_batch_of_one_line_prints_its_text_once(place: Home) -> None:
     assert place.call(*RUN, "--no-commit", "--batch", "-", stdin=GOOD.encode()).out == alone
 
 
+def test_a_line_that_overflows_leaves_the_others_alone(tmp_path: Path) -> None:
+    """They are recorded and printed, and then it is said which one failed."""
+    home = Home(tmp_path / "home")
+    make(home.path / "models" / "tiny", hidden=32, heads=2, kv_heads=1, ff=32)
+    infinite = tensors(lambda t: t["model.embed_tokens.weight"][ord("z")].fill_(float("inf")))
+    folder = broken(home, infinite)
+    lines = "".join(json.dumps({"prompt": text}) + "\n" for text in ("hi", "a z", "ho", "z"))
+    run = ("run", "-m", folder, "-n", "3", "--batch", "-", "--json")
+    answer = home.call(*run, stdin=lines.encode())
+    assert answer.status == 4
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    assert [line.get("prompt") for line in found] == ["hi", "ho", None]
+    said, hint = answer.err.splitlines()[-2:]
+    assert said == ("llmtrace: error: line 2: value at 'hook_embed', position 3, is not finite")
+    assert hint.startswith("llmtrace: hint: tensor 'model.embed_tokens.weight' of '")
+    assert home.count() == 3
+
+
 ENDS = {
     "-n 0": 2,
     "-d nonsense": 2,

@@ -10,7 +10,7 @@ import click
 
 from llmtrace.cli.frame import Session, command
 from llmtrace.cli.input import is_terminal, read_text
-from llmtrace.errors import Misuse
+from llmtrace.errors import Misuse, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmtrace.engine.draft import Drafter
     from llmtrace.engine.request import Request
     from llmtrace.engine.sequence import Trace
-    from llmtrace.engine.trace import Model
+    from llmtrace.engine.trace import Model, NotFinite
     from llmtrace.model.architecture import Architecture
     from llmtrace.model.tokenizer import Tokenizer
     from llmtrace.probes.scheme import Scheme
@@ -220,7 +220,6 @@ def _drafting(
 
 def _scheme(file: str | None, level: str, architecture: Architecture) -> Scheme:
     """Reads a scheme and checks it against the model before anything is computed."""
-    from llmtrace.errors import Trouble
     from llmtrace.introspect.features import totals
     from llmtrace.probes.scheme import Scheme, parse
 
@@ -257,10 +256,11 @@ def _traces(
 ) -> Iterator[_Done]:
     """Runs all jobs; gives their traces in the order in which they were asked for.
 
-    ``tick`` is called with every token.
+    ``tick`` is called with every token. Raises Trouble of the first that fails when all others
+    are done.
     """
     from llmtrace.blocks.arrays import PROBES
-    from llmtrace.engine.trace import Done, Token, trace
+    from llmtrace.engine.trace import Done, Failed, NotFinite, Token, trace
     from llmtrace.introspect.observer import observing
     from llmtrace.model.tokenizer import TextStream
 
@@ -277,27 +277,41 @@ def _traces(
     stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
     total = sum(r.max_tokens for r in requests)
     bar = out.progress(total, "tokens", "tok", streams=stream is not None)
-    ended: dict[int, tuple[Trace, int, dict[str, int]]] = {}
-    start, first, following = time.monotonic_ns(), 0, 0
+    ended: dict[int, _Done | None] = {}
+    first: dict[int, int] = {}
+    start, following = time.monotonic_ns(), 0
     with bar:
-        for event in trace(line.model, plan, requests, observe=observe, draft=line.draft):
-            now = time.monotonic_ns()
-            if isinstance(event, Token):
-                first = first or now
-                bar.update(1)
-                tick()
-                if stream:
-                    out.stream(stream.push(event.token))
-                continue
-            if not isinstance(event, Done):
-                continue
-            timings = {"prefill_us": (first - start) // 1000, "total_us": (now - start) // 1000}
-            ended[event.index] = (event.trace, event.steps, timings)
-            while following in ended:
-                if stream:
-                    out.stream(stream.finish())
-                yield _Done(asked[following], *ended.pop(following))
-                following += 1
+        try:
+            for event in trace(line.model, plan, requests, observe=observe, draft=line.draft):
+                now = (time.monotonic_ns() - start) // 1000
+                if isinstance(event, Token):
+                    first.setdefault(event.index, now)
+                    bar.update(1)
+                    tick()
+                    if stream:
+                        out.stream(stream.push(event.token))
+                elif isinstance(event, Done):
+                    timings = {"prefill_us": first.pop(event.index), "total_us": now}
+                    job = asked[event.index]
+                    ended[event.index] = _Done(job, event.trace, event.steps, timings)
+                elif isinstance(event, Failed):
+                    ended[event.index] = None
+                while following in ended:
+                    done = ended.pop(following)
+                    following += 1
+                    if done and stream:
+                        out.stream(stream.finish())
+                    if done:
+                        yield done
+        except NotFinite as error:
+            raise _of_line(error, asked) from None
+
+
+def _of_line(error: NotFinite, asked: list[Job]) -> Trouble:
+    """Says which line of a batch failed."""
+    if asked[error.index].is_alone:
+        return error
+    return Trouble(f"line {error.index + 1}: {error}", *error.hints)
 
 
 def _event(line: _Line, done: _Done) -> Event:

@@ -85,6 +85,13 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """Request ``index`` met a value that is not finite; ``NotFinite`` says so at the very end."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class Model:
     """A checkpoint with its weights on a device, for one version of the arithmetic.
 
@@ -202,7 +209,7 @@ def trace(
     chunk: int = CHUNK,
     observe: Callable[[Request], Observer] | None = None,
     draft: Callable[[Request], Drafter] | None = None,
-) -> Iterator[Token | Fed | Done]:
+) -> Iterator[Token | Fed | Done | Failed]:
     """Runs the requests, yielding tokens as they come and each trace when its run ends.
 
     Of what is replayed it tells after each step how far it is, so that a caller may stop.
@@ -229,6 +236,7 @@ def trace(
             if flaw:
                 failed.append((sequence.index, sequence.fed + flaw[0], flaw[1]))
                 admission.leave(sequence)
+                yield Failed(sequence.index)
                 continue
             if sequence.request.forced is not None:
                 yield Fed(sequence.index, sequence.fed)
