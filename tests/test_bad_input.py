@@ -142,7 +142,7 @@ OPTIONS: dict[str, tuple[int, str, str]] = {
     "-n 0": (2, "max tokens is '0'", "at least one token"),
     "-n -1": (2, "max tokens is '-1'", "at least one token"),
     "--keep nonsense": (2, "no point 'nonsense' in this model", "blocks.0.hook_resid_post"),
-    "--numerics speed": (3, "no numerics 'speed' in this llmtrace", "it knows: accuracy"),
+    "--numerics fast": (3, "no numerics 'fast' in this llmtrace", "it knows: accuracy"),
     "--numerics nonsense": (3, "no numerics 'nonsense'", "it knows: accuracy"),
     "--draft nowhere": (4, "no model 'nowhere'", "llmtrace model list"),
     "--draft sample": (2, "the draft model has 2048 tokens, the model 259", "with 'ngram'"),
@@ -271,7 +271,7 @@ ENDS = {
     "-n 0": 2,
     "-d nonsense": 2,
     "-m nowhere": 4,
-    "--numerics speed": 3,
+    "--numerics fast": 3,
     "-m models/tiny/config.json": 4,
 }
 
