@@ -91,6 +91,10 @@ def test_device_moves_arrays_and_refuses_other_arguments(gpu: CudaDevice) -> Non
     array = gpu.upload(host[:, ::-1])
     gpu.write(array, np.full((2, 3), 7, np.float32))
     gpu.write(array, np.zeros((0, 3), np.float32))
+    copied = gpu.zeros((2, 3), "f4")
+    gpu.copy(copied, array[1:3])
+    assert gpu.download(copied).tolist() == [[7, 7, 7], [8, 7, 6]]
+    assert gpu.memory == 1 << 31
     assert gpu.download(array).tolist() == [[7, 7, 7], [7, 7, 7], [8, 7, 6], [11, 10, 9]]
     assert not gpu.download(gpu.zeros((2, 2), "u4")).any()
     for wrong in (1.0, np.int64(1), "y"):

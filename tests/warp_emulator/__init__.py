@@ -62,7 +62,8 @@ class _Array:
 
     def __init__(self, host: np.ndarray) -> None:
         self.host, self.shape, self.dtype, self.flags = host, host.shape, host.dtype, host.flags
-        self.data = SimpleNamespace(ptr=host.ctypes.data)
+        self.nbytes = host.nbytes
+        self.data = SimpleNamespace(ptr=host.ctypes.data, copy_from_device_async=self._take)
 
     def __getitem__(self, key: Any) -> _Array:
         return _Array(self.host[key])
@@ -72,6 +73,11 @@ class _Array:
         assert (host.dtype, host.shape) == (self.dtype, self.shape)
         assert self.flags.c_contiguous
         self.host[...] = host
+
+    def _take(self, source: SimpleNamespace, size: int, stream: _Stream) -> None:
+        assert stream.is_current
+        assert size == self.host.nbytes
+        ctypes.memmove(self.data.ptr, source.ptr, size)
 
     def get(self, stream: _Stream, out: np.ndarray) -> None:
         assert stream.is_current
@@ -136,7 +142,9 @@ def _cupy(library: Library) -> Any:
 
     memory = SimpleNamespace(OutOfMemoryError=MemoryError)
     runtime = SimpleNamespace(
-        cudaDevAttrMultiProcessorCount=16, deviceGetAttribute=lambda *_: PROCESSORS
+        cudaDevAttrMultiProcessorCount=16,
+        deviceGetAttribute=lambda *_: PROCESSORS,
+        memGetInfo=lambda: (1 << 30, 1 << 31),
     )
     return SimpleNamespace(
         RawModule=lambda path: SimpleNamespace(get_function=function),
