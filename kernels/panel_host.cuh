@@ -86,7 +86,6 @@ HD ints weigh(parts acc, ints scale) { return madd(acc, scale | scale << 16); }
 #define TOKENS4 2
 typedef i8 FACTOR;
 typedef ints parts;
-typedef i8 bytes __attribute__((vector_size(sizeof(vec))));
 struct Quad { ints v; };
 HD Quad read_quad(const u8* p) { return {read<ints>(p)}; }
 HD ints dot8(ints acc, Quad w, const FACTOR* x) {
@@ -108,7 +107,7 @@ HD Small read_small(const u8* p) {
     ints b = read<ints>(p);
     return {{b & 0x0f0f0f0f, b >> 4 & 0x0f0f0f0f}};
 }
-constexpr int ROWS8 = PANELS * SIDE;  // outputs worked on together
+constexpr int PANEL_ROWS = PANELS * SIDE;  // outputs worked on together
 
 // Two bytes an output, as 32 bits.
 HD ints read_twos(const void* p) {
@@ -118,7 +117,7 @@ HD ints read_twos(const void* p) {
 HD vec read_bf16(const void* p) { return (vec)(read_twos(p) << 16); }
 
 template <class U> HD void interleaved(Share share, U* to, const U* from, int N, int count, U flip) {
-    FOR_ITEMS(panel, (N + ROWS8 - 1) / ROWS8 * PANELS) {
+    FOR_ITEMS(panel, (N + PANEL_ROWS - 1) / PANEL_ROWS * PANELS) {
         for (int o = 0; o < SIDE; o++) {
             i64 n = panel * SIDE + o;
             for (int i = 0; i < count; i++) to[(panel * count + i) * SIDE + o] = n < N ? from[n * count + i] ^ flip : flip;
@@ -129,7 +128,7 @@ KERNEL(interleave, void* to, const void* from, int N, int count, int unit, int i
     if (unit == 2) interleaved(share, (u16*)to, (const u16*)from, N, count, (u16)0);
     else interleaved(share, (u32*)to, (const u32*)from, N, count, is_weight8 ? (u32)FLIP8 : 0u);
 }
-extern "C" int panel_rows() { return ROWS8; }
+extern "C" int panel_rows() { return PANEL_ROWS; }
 extern "C" int panel_unit8() { return UNIT8; }
 
 KERNEL(factors, FACTOR* q, float* scale, i16* sums, const float* x, const i32* T, int K, int ldx) {
@@ -140,14 +139,14 @@ KERNEL(factors, FACTOR* q, float* scale, i16* sums, const float* x, const i32* T
 template <int S>
 HD void put(float* y, i64 ldy, const vec (&total)[PANELS][S], const float* bias, int outputs) {
     for (int s = 0; s < S; s++) {
-        float row[ROWS8];
+        float row[PANEL_ROWS];
         for (int r = 0; r < PANELS; r++) {
             vec end = total[r][s] + every(0.0f);
             memcpy(row + r * SIDE, &end, sizeof end);
         }
         if (bias)
             for (int n = 0; n < outputs; n++) row[n] += bias[n];
-        if (outputs == ROWS8) memcpy(y + s * ldy, row, sizeof row);
+        if (outputs == PANEL_ROWS) memcpy(y + s * ldy, row, sizeof row);
         else memcpy(y + s * ldy, row, outputs * sizeof(float));
     }
 }
@@ -253,9 +252,9 @@ HD void tile_of(int size, float* y, i64 ldy, const In& in, const float* bias, in
 template <int MOST, class In>
 HD void panels(Share share, float* y, const In& all, const float* bias, int T, int N, int K, i64 ldy) {
     int G = (K + 63) / 64, groups = (T + MOST - 1) / MOST;
-    FOR_ITEMS(item, (N + ROWS8 - 1) / ROWS8) {
-        i64 n = item * ROWS8;
-        int outputs = N - n < ROWS8 ? (int)(N - n) : ROWS8;
+    FOR_ITEMS(item, (N + PANEL_ROWS - 1) / PANEL_ROWS) {
+        i64 n = item * PANEL_ROWS;
+        int outputs = N - n < PANEL_ROWS ? (int)(N - n) : PANEL_ROWS;
         for (int g = 0, t = 0, size; g < groups; g++, t += size) {
             size = (T - t + groups - g - 1) / (groups - g);
             tile_of<MOST>(size, y + t * ldy + n, ldy, all.at(n, t, G), bias ? bias + n : bias, outputs, G);
