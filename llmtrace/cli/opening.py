@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmtrace.errors import Inconclusive, LlmtraceError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from llmtrace.device.device import Device
     from llmtrace.engine.trace import Model
     from llmtrace.model.architecture import Architecture
+    from llmtrace.model.checkpoint import Checkpoint
     from llmtrace.store.carrier import Carrier
     from llmtrace.store.chain import Store
 
@@ -55,6 +57,15 @@ def open_carrier(session: Session) -> Carrier:
     return carrier
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A model as its files describe it, its weights on no device."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    id: str
+
+
 class Models:
     """Models of this session, each opened and placed once for each version."""
 
@@ -69,20 +80,30 @@ class Models:
         self._device: Device | None = None
         self._placed: dict[tuple[str, Version], Model] = {}
 
-    def open(self, name: str, version: Version) -> Model:
-        """Opens a model by name or folder. Raises Trouble for what is no model that we know."""
-        from llmtrace.engine.trace import Model
+    def outline(self, name: str) -> Outline:
+        """Reads a model by name or folder. Raises Trouble for what is no model that we know."""
         from llmtrace.model.architecture import Architecture
         from llmtrace.model.checkpoint import Checkpoint
 
         checkpoint = Checkpoint.open(self._folder(name))
         architecture = Architecture.of(checkpoint)
         architecture.check(checkpoint)
-        key = (self._identify(checkpoint.path), version)
+        return Outline(checkpoint, architecture, self._identify(checkpoint.path))
+
+    def place(self, outline: Outline, version: Version) -> Model:
+        """Puts the weights of a model on the device, unless they are there."""
+        from llmtrace.engine.trace import Model
+
+        key = (outline.id, version)
         if key not in self._placed:
             self._device = self._device or open_device(self._session, *self._device_options)
-            self._placed[key] = Model.place(checkpoint, architecture, self._device, *key)
+            parts = (outline.checkpoint, outline.architecture, self._device)
+            self._placed[key] = Model.place(*parts, *key)
         return self._placed[key]
+
+    def open(self, name: str, version: Version) -> Model:
+        """Opens a model by name or folder. Raises Trouble for what is no model that we know."""
+        return self.place(self.outline(name), version)
 
     def find(self, model_id: str, name: str, version: Version) -> Model:
         """Gives the model with this id: the one named, else by the record's name, else the sample.

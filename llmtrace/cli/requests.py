@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.cli.input import read_lines
-from llmtrace.engine.request import TOP_P_ALL, Request, Sampling
+from llmtrace.engine.request import TOP_P_ALL, Request, Sampling, checked
 from llmtrace.errors import LlmtraceError, Misuse, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from llmtrace.cli.opening import Outline
     from llmtrace.cli.output import Output
-    from llmtrace.engine.trace import Model
     from llmtrace.model.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 64
@@ -45,7 +45,7 @@ class Job:
 def jobs(
     prompt: str | None,
     options: Mapping[str, Any],
-    model: Model,
+    model: Outline,
     tokenizer: Tokenizer | None,
     out: Output,
 ) -> Iterator[Job]:
@@ -88,7 +88,7 @@ def _is(kind: str, value: object) -> bool:
 
 def _job(
     asked: Mapping[str, Any],
-    model: Model,
+    model: Outline,
     tokenizer: Tokenizer | None,
     out: Output,
     *,
@@ -109,7 +109,7 @@ def _job(
         sampling(asked),
         model.architecture.end_tokens,
     )
-    list(model.checked([request]))
+    list(checked([request], model.architecture))
     return Job(request, text, is_alone)
 
 
@@ -121,7 +121,7 @@ def _encoded(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text))
 
 
-def _max_tokens(asked: int | None, prompt: int, model: Model, out: Output) -> int:
+def _max_tokens(asked: int | None, prompt: int, model: Outline, out: Output) -> int:
     """Gives what fits the context; says so where that is less than was asked for."""
     room = model.architecture.context_length - prompt + 1
     wanted = DEFAULT_TOKENS if asked is None else asked

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,36 +12,14 @@ from llmtrace.cli.input import is_terminal, read_text
 from llmtrace.errors import Misuse, Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from llmtrace.cli.opening import Models
+    from llmtrace.cli.opening import Models, Outline
+    from llmtrace.cli.output import Output
     from llmtrace.cli.requests import Job
-    from llmtrace.engine.draft import Drafter
-    from llmtrace.engine.request import Request
-    from llmtrace.engine.sequence import Trace
-    from llmtrace.engine.trace import Model, NotFinite
+    from llmtrace.cli.work import Answer, Terms
     from llmtrace.model.architecture import Architecture
     from llmtrace.model.tokenizer import Tokenizer
     from llmtrace.probes.scheme import Scheme
-    from llmtrace.store.chain import Event, Store
-
-
-@dataclass(frozen=True)
-class _Line:
-    """What holds for all prompts of one command line."""
-
-    session: Session
-    model: Model
-    tokenizer: Tokenizer | None
-    store: Store | None
-    name: str
-    numerics: str
-    level: str
-    keep: tuple[str, ...]
-    leaves: bool
-    form: str
-    scheme: Scheme
-    draft: Callable[[Request], Drafter] | None
+    from llmtrace.store.chain import Store
 
 
 @command()
@@ -141,40 +118,24 @@ def run(session: Session, **options: Any) -> int:
         llmtrace run --temperature 0.8 --seed 7 -n 40 "The old fox said"
         echo "Once there was a king" | llmtrace run --format id
     """
-    from llmtrace.blocks.versions import version
-    from llmtrace.cli.opening import Models, open_store, points
+    from llmtrace.cli.opening import Models, open_store
     from llmtrace.cli.requests import jobs
+    from llmtrace.cli.work import tokenizer_of
     from llmtrace.model.registry import SAMPLE
-    from llmtrace.model.tokenizer import Tokenizer
-    from llmtrace.store.journal import Journal
 
     if session.json:
         options["form"] = "json"
     session.out.json = options["form"] == "json"
     prompt = _prompt(options)
-    numerics = version(options["numerics"] or session.settings.numerics)
     name = options["model"] or session.settings.model or SAMPLE
     models = Models(session, name, options["device"], options["threads"])
-    model = models.open(name, numerics)
-    tokenizer = Tokenizer.open(model.checkpoint) if Tokenizer.exists(model.checkpoint) else None
+    model = models.outline(name)
+    tokenizer = tokenizer_of(model.checkpoint)
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
+    terms = _terms(session, options, name, model, models, asked)
+    page = _Page(session.out, options["form"], terms, model, tokenizer)
     store = None if options["no_commit"] else open_store(session, create=True)
-    kept = points(model.architecture, options["keep"])
-    scheme = _scheme(options["scheme"], options["probe"], model.architecture)
-    draft = _drafting(options["draft"], models, model, asked)
-    how = (options["probe"], kept, options["leaves"], options["form"], scheme, draft)
-    line = _Line(session, model, tokenizer, store, _model_name(name), numerics.name, *how)
-    if store is None:
-        for done in _traces(line, asked):
-            _print(line, done, None)
-        return 0
-    environment = session.settings.network
-    journal = Journal[_Done](store, lambda done, commit: _print(line, done, commit), environment)
-    try:
-        for done in _traces(line, asked, journal.tick):
-            journal.add(done, _event(line, done))
-    finally:  # what is done is recorded, whatever became of the rest
-        journal.close()
+    _run_here(session, page, models, store, asked)
     return 0
 
 
@@ -199,23 +160,50 @@ def _prompt(options: dict[str, Any]) -> str | None:
     return read_text("-")
 
 
-def _drafting(
-    name: str | None, models: Models, model: Model, asked: list[Job]
-) -> Callable[[Request], Drafter] | None:
-    """Gives who guesses for a request; raises Misuse if the draft model cannot for all of them."""
-    from llmtrace.engine.draft import Ngram, Smaller, fits
+def _terms(
+    session: Session,
+    options: dict[str, Any],
+    name: str,
+    model: Outline,
+    models: Models,
+    asked: list[Job],
+) -> Terms:
+    """Gives what all prompts share, checked against the model before anything is computed."""
+    from llmtrace.blocks.versions import version
+    from llmtrace.cli.opening import points
+    from llmtrace.cli.work import Terms
 
-    if name is None:
-        return None
-    if name == "ngram":
-        return lambda _: Ngram()
-    smaller = models.open(name, model.version)
-    fits(model, smaller)
+    level = options["probe"]
+    _check_draft(options["draft"], models, model, asked)
+    return Terms(
+        name=_model_name(name),
+        numerics=version(options["numerics"] or session.settings.numerics).name,
+        level=level,
+        keep=points(model.architecture, options["keep"]),
+        leaves=options["leaves"],
+        scheme=_scheme(options["scheme"], level, model.architecture),
+        draft=options["draft"],
+        digests=level != "off"
+        or options["leaves"]
+        or not options["no_commit"]
+        or options["form"] == "json",
+    )
+
+
+def _check_draft(name: str | None, models: Models, model: Outline, asked: list[Job]) -> None:
+    """Raises Misuse if the draft model cannot guess for all requests."""
+    from llmtrace.engine.draft import fits
+    from llmtrace.engine.request import checked
+
+    if name in {None, "ngram"}:
+        return
+    assert name is not None
+    smaller = models.outline(name)
+    fits(model.architecture, smaller.architecture)
     try:
-        list(smaller.checked(job.request for job in asked))
+        list(checked((job.request for job in asked), smaller.architecture))
     except Misuse as error:
         raise Misuse(f"draft model: {error}", *error.hints) from None
-    return lambda request: Smaller(smaller, request)
 
 
 def _scheme(file: str | None, level: str, architecture: Architecture) -> Scheme:
@@ -242,141 +230,89 @@ def _model_name(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1] or name
 
 
-class _Done(NamedTuple):
-    """A job at its end."""
-
-    job: Job
-    trace: Trace
-    steps: int
-    timings: dict[str, int]
-
-
-def _traces(
-    line: _Line, asked: list[Job], tick: Callable[[], None] = lambda: None
-) -> Iterator[_Done]:
-    """Runs all jobs; gives their traces in the order in which they were asked for.
-
-    ``tick`` is called with every token. Raises Trouble of the first that fails when all others
-    are done.
-    """
-    from llmtrace.blocks.arrays import PROBES
-    from llmtrace.engine.trace import Done, Failed, NotFinite, Token, trace
-    from llmtrace.introspect.observer import observing
+def _run_here(
+    session: Session, page: _Page, models: Models, store: Store | None, asked: list[Job]
+) -> None:
+    """Runs the jobs on this machine, prints them, and records them if there is a store."""
+    from llmtrace.cli.work import Work
     from llmtrace.model.tokenizer import TextStream
+    from llmtrace.store.journal import Journal
 
-    out, tokenizer = line.session.out, line.tokenizer
-    requests = [job.request for job in asked]
-    probes = 0 if line.level == "off" else PROBES
-    observe = observing(line.model, line.level, line.scheme) if probes else None
-    # What nobody will record or print needs no digests.
-    digests = bool(probes or line.store or line.leaves or line.form == "json")
-    plan = line.model.plan(
-        requests, probes=probes, keep=line.keep, leaves=line.leaves, digests=digests
-    )
-    streams = line.form == "text" and [job.is_alone for job in asked] == [True]
-    stream = TextStream(tokenizer, requests[0].prompt) if streams and tokenizer else None
-    total = sum(r.max_tokens for r in requests)
-    bar = out.progress(total, "tokens", "tok", streams=stream is not None)
-    ended: dict[int, _Done | None] = {}
-    first: dict[int, int] = {}
-    start, following = time.monotonic_ns(), 0
-    with bar:
-        try:
-            for event in trace(line.model, plan, requests, observe=observe, draft=line.draft):
-                now = (time.monotonic_ns() - start) // 1000
-                if isinstance(event, Token):
-                    first.setdefault(event.index, now)
-                    bar.update(1)
-                    tick()
-                    if stream:
-                        out.stream(stream.push(event.token))
-                elif isinstance(event, Done):
-                    timings = {"prefill_us": first.pop(event.index), "total_us": now}
-                    job = asked[event.index]
-                    ended[event.index] = _Done(job, event.trace, event.steps, timings)
-                elif isinstance(event, Failed):
-                    ended[event.index] = None
-                while following in ended:
-                    done = ended.pop(following)
-                    following += 1
-                    if done and stream:
-                        out.stream(stream.finish())
-                    if done:
-                        yield done
-        except NotFinite as error:
-            raise _of_line(error, asked) from None
-
-
-def _of_line(error: NotFinite, asked: list[Job]) -> Trouble:
-    """Says which line of a batch failed."""
-    if asked[error.index].is_alone:
-        return error
-    return Trouble(f"line {error.index + 1}: {error}", *error.hints)
-
-
-def _event(line: _Line, done: _Done) -> Event:
-    from llmtrace import __version__
-    from llmtrace.device.compile import kernels_folder, sources_digest
-    from llmtrace.engine import evidence
-    from llmtrace.store.chain import Event
-
-    trace = done.trace
-    attested = {
-        "model": line.name,
-        "device": line.model.device.describe(),
-        "kernels": sources_digest(kernels_folder()),
-        "llmtrace": __version__,
-        "timings": done.timings,
-    }
-    sections = {
-        "trace": evidence.trace_section(trace, line.model.id, line.numerics),
-        "probes": evidence.probes_section(
-            line.level, line.keep, leaves=line.leaves, scheme=line.scheme
-        ),
-        "attested": attested,
-    }
-    text = done.job.text
-    parts = evidence.parts(
-        trace, level=line.level, tokenizer=line.tokenizer, prompt=text, leaves=line.leaves
-    )
-    return Event("run", sections, parts, int(time.time()))
-
-
-def _print(line: _Line, done: _Done, commit: str | None) -> None:
-    from llmtrace.engine import evidence
-    from llmtrace.store.record import checksum
-
-    out, model, tokenizer = line.session.out, line.model, line.tokenizer
-    job, trace, steps, timings = done
-    prompt = trace.request.prompt
-    text = (
-        tokenizer.continuation(prompt, trace.output)
-        if tokenizer
-        else " ".join(map(str, trace.output))
-    )
-    if line.form == "json":
-        section = evidence.trace_section(trace, model.id, line.numerics)
-        out.object(
-            "run",
-            commit=commit,
-            checksum=checksum(section),
-            node=line.store.node if line.store else None,
-            model={"name": line.name, "id": model.id},
-            numerics=line.numerics,
-            device=model.device.name,
-            prompt=job.text,
-            prompt_tokens=list(prompt),
-            output=text,
-            output_tokens=list(trace.output),
-            logprobs=[float(x).hex() for x in trace.logprobs],
-            finish_reason=trace.finish_reason,
-            steps=steps,
-            timings=timings,
+    out, tokenizer = session.out, page.tokenizer
+    streams = page.form == "text" and [job.is_alone for job in asked] == [True]
+    stream = TextStream(tokenizer, asked[0].request.prompt) if streams and tokenizer else None
+    work = Work.open(page.terms, models, page.model, tokenizer)
+    journal: Journal[tuple[Job, Answer]] | None = None
+    if store is not None:
+        node = store.node
+        journal = Journal(
+            store, lambda item, commit: page.print(*item, node, commit), session.settings.network
         )
-    elif line.form == "id":
-        out.line(commit or "")
-    else:
-        streamed = job.is_alone and tokenizer is not None
-        out.line("" if streamed else text)
-        if commit:
-            out.note(f"commit {commit}")
+
+    def heard(token: int) -> None:
+        bar.update(1)
+        if journal:
+            journal.tick()
+        if stream:
+            out.stream(stream.push(token))
+
+    total = sum(job.request.max_tokens for job in asked)
+    bar = out.progress(total, "tokens", "tok", streams=stream is not None)
+    try:
+        with bar:
+            for done in work.traces(asked, heard):
+                if stream:
+                    out.stream(stream.finish())
+                answer = work.answer(done)
+                if journal:
+                    journal.add((done.job, answer), work.event(done))
+                else:
+                    page.print(done.job, answer, None, None)
+    finally:  # what is done is recorded, whatever became of the rest
+        if journal:
+            journal.close()
+
+
+@dataclass(frozen=True)
+class _Page:
+    """How answers are printed."""
+
+    out: Output
+    form: str
+    terms: Terms
+    model: Outline
+    tokenizer: Tokenizer | None
+
+    def print(self, job: Job, answer: Answer, node: str | None, commit: str | None) -> None:
+        """Prints what a run said, and the record of it, if there is one."""
+        prompt = job.request.prompt
+        text = (
+            self.tokenizer.continuation(prompt, answer.output)
+            if self.tokenizer
+            else " ".join(map(str, answer.output))
+        )
+        if self.form == "json":
+            self.out.object(
+                "run",
+                commit=commit,
+                checksum=answer.checksum,
+                node=node,
+                model={"name": self.terms.name, "id": self.model.id},
+                numerics=self.terms.numerics,
+                device=answer.device,
+                prompt=job.text,
+                prompt_tokens=list(prompt),
+                output=text,
+                output_tokens=list(answer.output),
+                logprobs=list(answer.logprobs),
+                finish_reason=answer.finish_reason,
+                steps=answer.steps,
+                timings=answer.timings,
+            )
+        elif self.form == "id":
+            self.out.line(commit or "")
+        else:
+            streamed = job.is_alone and self.tokenizer is not None
+            self.out.line("" if streamed else text)
+            if commit:
+                self.out.note(f"commit {commit}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from llmtrace.engine.request import Request
     from llmtrace.engine.trace import Model
+    from llmtrace.model.architecture import Architecture
 
 LONGEST, SHORTEST = 8, 2
 """Tokens that have to have occurred before, for what followed them to be a guess."""
@@ -88,9 +89,9 @@ class Smaller:
                 return int(tokens[-1])
 
 
-def fits(model: Model, draft: Model) -> None:
+def fits(model: Architecture, draft: Architecture) -> None:
     """Raises Misuse if one model's tokens are not the other's."""
-    ours, theirs = model.architecture.vocab_size, draft.architecture.vocab_size
+    ours, theirs = model.vocab_size, draft.vocab_size
     if ours != theirs:
         raise Misuse(
             f"the draft model has {theirs} tokens, the model {ours}",

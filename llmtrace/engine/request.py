@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from llmtrace.errors import Misuse
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import numpy as np
+
+    from llmtrace.model.architecture import Architecture
 
 TOP_P_ALL = 1 << 32
 """Top-p is a fraction of 2^32, so that its bits are beyond doubt."""
@@ -54,6 +60,26 @@ class Request:
     def stops(self) -> frozenset[int]:
         """``stop`` to look things up in: a stranger's may be long."""
         return frozenset(self.stop)
+
+
+def checked(requests: Iterable[Request], architecture: Architecture) -> Iterator[int]:
+    """Gives the positions of each request; raises Misuse where one does not fit the model."""
+    vocabulary, context = architecture.vocab_size, architecture.context_length
+    for request in requests:
+        if not request.prompt:
+            raise Misuse("the prompt has no tokens", "give at least one token")
+        if request.max_tokens < 1:
+            raise Misuse(f"max tokens is '{request.max_tokens}'", "ask for at least one token")
+        for token in (*request.prompt, *(request.forced or ()), *request.stop):
+            if not 0 <= token < vocabulary:
+                raise Misuse(f"no token '{token}' in a vocabulary of {vocabulary}")
+        if request.positions > context:
+            raise Misuse(
+                f"prompt and output need {request.positions} positions,"
+                f" the model's context has {context}",
+                "shorten the prompt or ask for fewer tokens with -n",
+            )
+        yield request.positions
 
 
 def finish(output: list[int], request: Request) -> tuple[list[int], str]:

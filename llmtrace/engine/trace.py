@@ -18,7 +18,8 @@ from llmtrace.blocks.weights import Weights, first_flaw
 from llmtrace.engine.admission import Admission, tiles_of
 from llmtrace.engine.feed import feed, schedule
 from llmtrace.engine.look import look
-from llmtrace.errors import Misuse, Trouble
+from llmtrace.engine.request import checked
+from llmtrace.errors import Trouble
 from llmtrace.probes.records import HEAD_WORDS, WORDS, Seen
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class Model:
         return footprint(a, limits, keep, threads=threads, version=self.version) + positions * row
 
     def _limits(self, requests: Iterable[Request], chunk: int) -> Limits:
-        positions = sum(self.checked(requests))
+        positions = sum(checked(requests, self.architecture))
         sizes = sorted(map(tiles_of, requests), reverse=True)[:CONCURRENT]
         none = Limits(1, 1, 0, 1, 0)
         tile, row = self._bytes(none, tiles=1), self._bytes(none, looked=1)
@@ -180,25 +181,6 @@ class Model:
         a, version, larger = self.architecture, self.version, replace(limits, **more)
         less, whole = (footprint(a, of, version=version) for of in (limits, larger))
         return whole - less
-
-    def checked(self, requests: Iterable[Request]) -> Iterator[int]:
-        """Gives the positions of each request; raises Misuse where one does not fit the model."""
-        vocabulary, context = self.architecture.vocab_size, self.architecture.context_length
-        for request in requests:
-            if not request.prompt:
-                raise Misuse("the prompt has no tokens", "give at least one token")
-            if request.max_tokens < 1:
-                raise Misuse(f"max tokens is '{request.max_tokens}'", "ask for at least one token")
-            for token in (*request.prompt, *(request.forced or ()), *request.stop):
-                if not 0 <= token < vocabulary:
-                    raise Misuse(f"no token '{token}' in a vocabulary of {vocabulary}")
-            if request.positions > context:
-                raise Misuse(
-                    f"prompt and output need {request.positions} positions,"
-                    f" the model's context has {context}",
-                    "shorten the prompt or ask for fewer tokens with -n",
-                )
-            yield request.positions
 
 
 def trace(
