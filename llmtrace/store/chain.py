@@ -65,9 +65,7 @@ class Store:
         if create:
             if store._own() is None:
                 store._found(int(clock.time()) if time is None else time, until)
-            own = Keys(keys_dir, store.node)
-            with own.lock():
-                store._settle(own)
+            store.settle()
         return store
 
     @property
@@ -88,6 +86,12 @@ class Store:
             hint = f"make one with 'llmtrace init --store {self.path}'"
             raise Trouble(f"the store '{self.path}' has no node of its own", hint)
         return own
+
+    def settle(self) -> None:
+        """Completes the records that a writer promised and did not finish; raises Trouble."""
+        own = Keys(self._keys_dir, self.node)
+        with own.lock():
+            self._settle(own)
 
     def holds_key(self, node: str) -> bool:
         """Says whether a node is one's own: HEAD of a store that was copied names another's."""

@@ -58,6 +58,18 @@ def lock(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def claim(path: Path) -> bool:
+    """Takes an exclusive lock on a file until this process ends; False if it is another's."""
+    with troubled("lock", path):
+        handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+    return True
+
+
 @contextlib.contextmanager
 def troubled(verb: str, path: Path) -> Iterator[None]:
     """Turns an OSError into a Trouble: cannot <verb> '<path>': <why>."""
