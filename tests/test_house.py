@@ -32,11 +32,12 @@ ARROWS = {
     "engine": {"blocks", "device", "model", "probes"},
     "introspect": {"blocks", "device", "engine", "model", "probes", "store"},
     "verify": {"blocks", "device", "engine", "introspect", "model", "probes", "store"},
+    "cluster": {"store"},
     "market": {"store", "verify"},
     "node": {"blocks", "device", "engine", "introspect", "market", "model", "store", "verify"},
     "cli": {
-        *("blocks", "device", "engine", "introspect", "market", "model", "node", "probes"),
-        *("store", "verify"),
+        *("blocks", "cluster", "device", "engine", "introspect", "market", "model", "node"),
+        *("probes", "store", "verify"),
     },
 }
 EVERYBODY_MAY = {"errors", "llmtrace"}
@@ -47,6 +48,7 @@ ONLY_IN = {
     "ctypes": "device",
     "cupy": "device",
     "detect_secrets": "verify",
+    "distributed": "cluster",
     "git": "store",
     "huggingface_hub": "model",
     "pygit2": "store",
@@ -55,7 +57,16 @@ ONLY_IN = {
 
 HEAVY = {
     *("blake3", "cryptography", "cupy", "git", "huggingface_hub", "jinja2", "numpy", "pygit2"),
-    *("detect_secrets", "safetensors", "tokenizers", "tomli", "torch", "tqdm", "transformers"),
+    *(
+        "detect_secrets",
+        "distributed",
+        "safetensors",
+        "tokenizers",
+        "tomli",
+        "torch",
+        "tqdm",
+        "transformers",
+    ),
 }
 
 TOP = {

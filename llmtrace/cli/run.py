@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,6 +61,11 @@ if TYPE_CHECKING:
 @click.option("--prompt-tokens", metavar="IDS", help="The prompt as token ids, such as '1 5 7'.")
 @click.option(
     "--batch", metavar="FILE", help="One JSON object with a prompt a line; - reads standard input."
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Run the batch on the workers of this Dask scheduler, tcp://HOST:8786.",
 )
 @click.option(
     "-d",
@@ -126,6 +133,7 @@ def run(session: Session, **options: Any) -> int:
     if session.json:
         options["form"] = "json"
     session.out.json = options["form"] == "json"
+    _check_cluster(session, options)
     prompt = _prompt(options)
     name = options["model"] or session.settings.model or SAMPLE
     models = Models(session, name, options["device"], options["threads"])
@@ -134,8 +142,11 @@ def run(session: Session, **options: Any) -> int:
     asked = list(jobs(prompt, options, model, tokenizer, session.out))
     terms = _terms(session, options, name, model, models, asked)
     page = _Page(session.out, options["form"], terms, model, tokenizer)
-    store = None if options["no_commit"] else open_store(session, create=True)
-    _run_here(session, page, models, store, asked)
+    if options["cluster"] is not None:
+        _run_there(session, options, page, name, asked)
+    else:
+        store = None if options["no_commit"] else open_store(session, create=True)
+        _run_here(session, page, models, store, asked)
     return 0
 
 
@@ -158,6 +169,15 @@ def _prompt(options: dict[str, Any]) -> str | None:
     if options["prompt"] is None and is_terminal():
         raise Misuse("no prompt", 'llmtrace run "Once upon a time"')
     return read_text("-")
+
+
+def _check_cluster(session: Session, options: dict[str, Any]) -> None:
+    if options["cluster"] is None:
+        return
+    if options["batch"] is None:
+        raise Misuse("--cluster needs --batch", "--batch prompts.jsonl")
+    if session.store is not None:
+        raise Misuse("--store and --cluster cannot be used together: each worker has its own")
 
 
 def _terms(
@@ -225,6 +245,13 @@ def _scheme(file: str | None, level: str, architecture: Architecture) -> Scheme:
     return scheme
 
 
+def _abroad(name: str | None) -> str | None:
+    """What other machines are to call a model: a folder by its whole path."""
+    from llmtrace.model.registry import is_folder
+
+    return str(Path(name).resolve()) if name and is_folder(name) else name
+
+
 def _model_name(name: str) -> str:
     """A folder is recorded by its last name: paths of this machine are nobody's business."""
     return name.rstrip("/").rsplit("/", 1)[-1] or name
@@ -271,6 +298,39 @@ def _run_here(
     finally:  # what is done is recorded, whatever became of the rest
         if journal:
             journal.close()
+
+
+def _run_there(
+    session: Session, options: dict[str, Any], page: _Page, name: str, asked: list[Job]
+) -> None:
+    """Runs the jobs on the workers of a cluster, which record them, and prints them."""
+    from llmtrace.cli.worker import Asked, build, open_worker
+    from llmtrace.cluster import batch
+    from llmtrace.engine.trace import CONCURRENT
+
+    out, model, records = session.out, page.model, Counter[str]()
+
+    def ended(one: batch.Ended) -> None:
+        page.print(asked[one.job], one.answer, one.node, one.commit)
+        records.update([one.node] if one.node else [])
+
+    wanted = Asked(
+        terms=replace(page.terms, draft=_abroad(page.terms.draft)),
+        model=_abroad(name) or name,
+        model_id=model.id,
+        device=options["device"],
+        threads=options["threads"],
+        records=not options["no_commit"],
+        build=build(),
+    )
+    bar = out.progress(sum(job.request.max_tokens for job in asked), "tokens", "tok")
+    ears = batch.Ears(ended, lambda answer: bar.update(len(answer.output)), out.warn)
+    try:
+        with bar:
+            batch.run(options["cluster"], open_worker, wanted, asked, CONCURRENT, ears)
+    finally:
+        for node, count in sorted(records.items()) if page.form != "json" else ():
+            out.note(f"{count} records of node {node}")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,8 @@ def resolve(name_or_path: str, models_file: Path, sample: Path) -> Path:
 
     A bare word that is both a name and a folder is the folder, if a model lies there.
     """
-    folder = Path(name_or_path)
-    is_bare = NAME.fullmatch(name_or_path) is not None
-    if name_or_path and folder.is_dir() and (not is_bare or (folder / "config.json").is_file()):
-        return folder
+    if is_folder(name_or_path):
+        return Path(name_or_path)
     if name_or_path == SAMPLE:
         return sample
     named = _read(models_file).get(name_or_path)
@@ -35,6 +33,14 @@ def resolve(name_or_path: str, models_file: Path, sample: Path) -> Path:
             f"llmtrace model add {name_or_path} DIR",
         )
     return named
+
+
+def is_folder(name_or_path: str) -> bool:
+    """Says whether a model is called by its folder."""
+    folder = Path(name_or_path)
+    is_bare = NAME.fullmatch(name_or_path) is not None
+    found = bool(name_or_path) and folder.is_dir()
+    return found and (not is_bare or (folder / "config.json").is_file())
 
 
 def add(name: str, path: Path, models_file: Path) -> None:

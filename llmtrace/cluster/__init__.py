@@ -1,0 +1,1 @@
+"""Many prompts on many machines: a batch on the workers of a Dask cluster, each with a chain."""
