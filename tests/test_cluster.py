@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,10 +30,10 @@ from llmtrace.store.chain import Event, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from llmtrace.store.record import Record
 
+ROOT = Path(__file__).parents[1]
 PROMPTS = [f"Once upon a time there was number {number}" for number in range(12)]
 LINE = ("-d", "cpu", "--threads", "1", "-n", "5")
 
@@ -158,6 +160,7 @@ def test_one_who_has_enough_is_told_what_was_recorded(cluster: Cluster) -> None:
     line = ["run", "--batch", "-", "--cluster", cluster.address, "--format", "id", *LINE]
     with subprocess.Popen(
         [sys.executable, "-m", "llmtrace", *line],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
