@@ -25,12 +25,14 @@ SHAPES = (
 
 
 def requests(vocab: int) -> list[Request]:
-    """25 requests: lengths around the tiles of attention, greedy and drawn."""
+    """25 requests: lengths around the tiles of attention; greedy, drawn; long ones begin alike."""
     rng = np.random.default_rng(vocab)
+    start = tuple(rng.integers(0, vocab, 150).tolist())
     made = []
     for i in range(25):
         length = [1, 2, 31, 127, 128, 129, 200][i % 7]
         prompt = tuple(rng.integers(0, vocab, length).tolist())
+        prompt = start + prompt[150:] if length > 150 else prompt
         heat = np.float32([0.0, 0.7, 1.5][i % 3])
         sampling = Sampling(heat, [0, 40][i % 2], [1 << 32, 3 << 30][i % 2], i)
         made.append(Request(prompt, 5 + 3 * i, sampling))

@@ -47,10 +47,19 @@ def prefixes(requests: Items[Request], kinds: Items[bytes]) -> list[tuple[Prefix
     ``kinds``: what their positions depend on beside the tokens; only equal ones share. Each prefix
     is longer by at least LEAST than the one before.
     """
-    starts = [(kind, request.prompt[:-1]) for kind, request in zip(kinds, requests, strict=True)]
+    import numpy as np
+
+    prompts = [np.array(request.prompt[:-1], np.uint32) for request in requests]
+    starts = [(kind, tokens.tobytes()) for kind, tokens in zip(kinds, prompts, strict=True)]
+
+    def common(i: int, j: int) -> int:
+        count = min(len(prompts[i]), len(prompts[j])) if kinds[i] == kinds[j] else 0
+        apart = np.flatnonzero(prompts[i][:count] != prompts[j][:count])
+        return int(apart[0]) if len(apart) else count
+
     order = sorted(range(len(starts)), key=lambda i: starts[i])
     # tokens that each has in common with the one before
-    shared = [0, *(_common(starts[i], starts[j]) for i, j in pairwise(order))]
+    shared = [0, *(common(i, j) for i, j in pairwise(order))]
     found: list[tuple[Prefix, ...]] = [() for _ in requests]
     ranges = [(0, len(order), 0)]  # of neighbours that share so many tokens
     while ranges:
@@ -63,11 +72,3 @@ def prefixes(requests: Items[Request], kinds: Items[bytes]) -> list[tuple[Prefix
                     found[i] += (prefix,)
                 ranges.append((first, last, prefix.length))
     return found
-
-
-def _common(one: tuple[bytes, Items[int]], other: tuple[bytes, Items[int]]) -> int:
-    if one[0] != other[0]:
-        return 0
-    pairs = zip(one[1], other[1], strict=False)
-    shortest = min(len(one[1]), len(other[1]))
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), shortest)
