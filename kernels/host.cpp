@@ -30,6 +30,7 @@ namespace kernels {  // apart from the math library's names, which some compiler
 #include "probe_host.cuh"
 #include "quantize.cu"
 #include "panel_host.cuh"
+#include "ceiling.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "sample.cu"

@@ -103,6 +103,19 @@ static void tiles() {
     if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
 }
 
+static void ceilings() {
+    auto x = values(12 * 32);
+    List<i8> w(64 * 4), q(12 * 4);
+    for (auto& each : w) each = (i8)(bits(value()) & 127);
+    for (auto& each : q) each = (i8)(bits(value()) % 255 - 127);
+    List<float> y(5);
+    List<i32> total(5);
+    launch(launch_ceiling_float, y.data(), x.data(), &five, 3);
+    report("ceiling_float", y);
+    launch(launch_ceiling_integer, total.data(), w.data(), q.data(), &five, 3);
+    report("ceiling_integer", total);
+}
+
 // Linear layers in integers: what rows and weights become, and what a core makes of them interleaved.
 static void integers() {
     constexpr int N = 37, K = 1090, ld = 1120, G = 18;
@@ -314,5 +327,6 @@ int main() {
     tiles();
     integers();
     heads8();
+    ceilings();
     exit(0);
 }

@@ -245,6 +245,21 @@ def integers(rng: Rng, bits: int, shape: tuple[int, int, int], *, has_bias: bool
     return Case(f"linear{bits}: {T} tokens, K {K}", arrays, ("y",), [(f"linear{bits}", args, N)])
 
 
+def _ceiling(rng: Rng, size: int) -> Iterator[Case]:
+    count, steps = max(1, size // 1000), 37
+    x = wild(rng, 12, 32, top=2)
+    arrays = {"y": pattern(count + 1), "x": x, "T": one(count)}
+    yield Case("ceiling_float", arrays, ("y",), [("ceiling_float", ("y", "x", "T", steps), count)])
+    integers: dict[str, np.ndarray] = {
+        "y": np.full(count + 1, 77, np.int32),
+        "w": rng.integers(0, 128, (64, 4)).astype(np.int8),
+        "q": rng.integers(-127, 128, (12, 4)).astype(np.int8),
+        "T": one(count),
+    }
+    args = ("y", "w", "q", "T", steps)
+    yield Case("ceiling_integer", integers, ("y",), [("ceiling_integer", args, count)])
+
+
 def _elementwise(rng: Rng, size: int) -> Iterator[Case]:
     C = 1300
     T = size // C + 1
@@ -512,6 +527,7 @@ def _points(widths: list[int], strides: list[int], address: Addresses) -> np.nda
 
 
 FAMILIES = {
+    "ceiling": _ceiling,
     "math": _math,
     "embed": _embed,
     "linear": _linear,

@@ -148,6 +148,8 @@ def test_every_json_line_is_as_its_schema_says(
         ["compare", commits["drawn"], tmp_path / "file"],
         ["report", "-d", "cpu", commits["drawn"]],
         ["report", "--no-times", commits["bare"], forged(store, commits["kept"], 5, 9)],
+        ["bench", "-d", "cpu", "-m", "tiny", "-n", "3", "--batch", "2"],
+        ["bench", "-d", "cpu", "-m", "tiny", "--numerics", "memory", "--no-accuracy"],
         ["model", "list"],
         ["model", "info", "tiny"],
         ["model", "add", "second", place / "other"],

@@ -57,13 +57,17 @@ def test_every_kernel_is_run(native: dict[str, str]) -> None:
     run = {name.split(" ", 1)[1].split()[0] for name in native}
     reported = {"math_" + n for n in ("exp", "log", "sin_cos", "tanh", "erf")}
     assert named - run - reported == {"copy", "math_philox"}  # a move, and one with known answers
-    assert len(native) == 55
+    assert len(native) == 57
 
 
 def test_no_kernel_has_moved_a_bit(native: dict[str, str]) -> None:
-    """What is frozen: sums longer than a tile of 1024, attention over three tiles of keys."""
+    """What is frozen: sums longer than a tile of 1024, attention over three tiles of keys.
+
+    No version computes ceilings.
+    """
     frozen = [line for path in FROZEN for line in path.read_text().splitlines()]
     made = [f"{name.split(' ', 1)[1]} {digest}" for name, digest in native.items()]
+    made = [line for line in made if not line.startswith("ceiling")]
     assert sorted(made) == sorted(frozen)
 
 

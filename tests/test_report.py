@@ -620,14 +620,14 @@ def test_bytes_of_a_token_are_those_of_the_weights(place: Path) -> None:
     names = {
         name for b in linear for arg in b.args if isinstance(arg, Matrix) for name in arg.tensors
     }
-    moved = sum(traffic(model, b, 9)[0] for b in linear)
+    moved = sum(traffic(model, b, 9).nbytes for b in linear)
     rows = sum(4 * (b.args[0].width + b.args[2].width) for b in linear)
     assert moved - rows == sum(tensors[name].nbytes for name in names)
-    operations = sum(traffic(model, b, 9)[1] for b in linear)
+    operations = sum(traffic(model, b, 9).operations for b in linear)
     assert operations == 2 * sum(math.prod(tensors[name].shape) for name in names)
     attention = next(b for b in made if b.kernel.startswith("attention"))
     a = model.architecture
-    more = traffic(model, attention, 10)[0] - traffic(model, attention, 9)[0]
+    more = traffic(model, attention, 10).nbytes - traffic(model, attention, 9).nbytes
     assert more == 2 * 4 * a.kv_head_count * a.head_size, "a position more: its key and its value"
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from checkpoints import make
 from kernel_cases import Case, cases, differences, integers, linear, pattern
 from llmtrace.blocks import quantized
-from llmtrace.blocks.variants import TILED_ROWS, fused, room, variant
+from llmtrace.blocks.choices import Choices, subject
+from llmtrace.blocks.variants import PANEL, Ways, room, trial, variants
+from llmtrace.device.compile import kernels_folder
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.device import Launch
-from running import device
+from llmtrace.engine.request import Request
+from running import CACHE, device, load, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 BUILDS = {
     "native": {},
@@ -29,12 +39,23 @@ def built(request: pytest.FixtureRequest) -> CpuDevice:
     return device(**request.param)
 
 
+class Threads:
+    """A device as far as the choice of variants goes."""
+
+    preferred: tuple[str, ...] = ()
+    build = "build"
+
+    def __init__(self, threads: int, cache: Path | None = None) -> None:
+        self.threads, self.cache = threads, cache
+
+
 def varied(case: Case, threads: int) -> Case:
     """The same case by its variant, with the room that a plan would give it, full of a pattern."""
     ((kernel, args, items),) = case.launches
     sizes = room(ROWS, args[-1], threads)
     rooms = {name: pattern(*shape) for name, (shape, _) in sizes.items()}
-    launches = variant(Launch(kernel, args, items), ROWS, {name: name for name in rooms})
+    held = {name: name for name in rooms}
+    launches = variants([Launch(kernel, args, items)], ROWS, held, Threads(threads))["tiles"]
     assert [launch.kernel for launch in launches] == ["lane_major", f"tiled_{kernel}"]
     made = [(launch.kernel, launch.args, launch.items) for launch in launches]
     return Case(case.name, case.arrays | rooms, case.outputs, made)
@@ -134,16 +155,107 @@ def test_one_pass_gives_what_two_give(built: CpuDevice, size: int) -> None:
         hashed = ("blake3", ("digest", "flaw", "table", "T", points - 1, points), items)
         case.launches = [hashed, ("probe", args, items)]
         expected = case.run(built)
-        launches = fused([Launch(*launch) for launch in case.launches], built.threads)
+        launches = variants([Launch(*launch) for launch in case.launches], rows, {}, built)[
+            "together"
+        ]
         assert [launch.kernel for launch in launches] == ["blake3_probe"]
         case.launches = [(launch.kernel, launch.args, launch.items) for launch in launches]
         assert not differences(case.run(built), expected)
 
 
-def test_small_steps_and_graphics_cards_take_the_plain_kernel() -> None:
-    launch = Launch("linear_bf16", (), 1)
-    assert variant(launch, TILED_ROWS, {"lane_major": None}) == [launch]
-    assert variant(launch, ROWS, room(ROWS, 64, 0)) == [launch]
-    assert not room(TILED_ROWS, 64, 2)
+def test_what_has_one_way_has_one_way() -> None:
+    linear, gpu = Launch("linear_bf16", (), 1), Threads(0)
+    assert variants([linear], 1, {}, Threads(2)) == {"rows": [linear]}
+    assert variants([Launch("rope", (), 1)], 9, {}, Threads(2)) == {"only": [Launch("rope", (), 1)]}
+    assert not room(ROWS, 64, 0)
     pair = [Launch("blake3", (), 1), Launch("probe", (), 1)]
-    assert fused(pair, 0) == pair
+    assert variants(pair, 9, {}, gpu) == {"only": pair}
+
+
+def test_a_trial_takes_no_more_outputs_than_it_needs() -> None:
+    def outputs(n: int, k: int, rows: int) -> int:
+        launch = Launch("linear_f32", ("y", "w", "x", None, "T", n, k, n, k, k), n)
+        (found,) = trial([launch], rows, Threads(2))
+        assert (found.items, found.args[6:]) == (found.args[5], launch.args[6:])
+        return int(found.args[5])
+
+    assert outputs(32000, 1024, 256) == 1024
+    assert outputs(1000, 1024, 1) == 1000
+    assert outputs(128000, 16384, 4096) == 4 * 2 * PANEL  # each thread has some, however slow
+    rope = Launch("rope", (1, 2, 3), 1)
+    assert trial([rope], 1, Threads(2)) == [rope]
+
+
+SLOW, FAST = [Launch("a", (1, "x", 7), 1)], [Launch("b", (), 1)]
+WAYS: Ways = {"rows": SLOW, "tiles": FAST}
+
+
+def test_the_fastest_is_taken_and_remembered(tmp_path: Path) -> None:
+    here = Threads(2, tmp_path / "new")
+
+    def tried(rows: float, tiles: float) -> Callable[[], dict[str, float]]:
+        return lambda: {"rows": rows, "tiles": tiles}
+
+    choices = Choices(here)
+    assert (subject(WAYS, 5), subject(WAYS, 1)) == ("ax1x7 8", "ax1x7 1")
+    assert choices.take(WAYS, 5, tried(2.0, 1.0)) is FAST
+    assert choices.take(WAYS, 9, tried(1.0, 2.0)) is SLOW  # another size
+    for again in (choices, Choices(here)):
+        assert again.take(WAYS, 8, not_asked) is FAST  # 5 to 8 are one size
+        assert again.take(WAYS, 16, not_asked) is SLOW
+        assert again.take({"only": SLOW}, 3, not_asked) is SLOW
+    assert json.loads((tmp_path / "new" / "variants-build.json").read_text()) == {
+        "ax1x7 8": "tiles",
+        "ax1x7 16": "rows",
+    }
+    here.preferred = ("tiles", "rows")
+    assert Choices(here).take(WAYS, 16, not_asked) is FAST
+
+
+def not_asked() -> dict[str, float]:
+    pytest.fail("it was known")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '"rows"', "{", '{"ax1x7 8": 3}', '{"ax1x7 8": "gone"}', "\xff", None]
+)
+def test_a_memory_that_says_nothing_is_made_anew(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "variants-build.json"
+    if text is None:
+        file.mkdir()
+    else:
+        file.write_bytes(text.encode("latin-1"))
+    choices = Choices(Threads(2, tmp_path))
+    assert choices.take(WAYS, 8, lambda: {"rows": 2.0, "tiles": 1.0}) is FAST
+    assert choices.take(WAYS, 8, not_asked) is FAST
+    if text is not None:
+        assert json.loads(file.read_text()) == {"ax1x7 8": "tiles"}
+
+
+def test_writers_of_a_memory_keep_what_others_found(tmp_path: Path) -> None:
+    here = Threads(2, tmp_path)
+    one, other = Choices(here), Choices(here)
+    one.learn("x", {"rows": 1.0, "tiles": 2.0})
+    other.learn("y", {"rows": 2.0, "tiles": 1.0})
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text()) == {"x": "rows", "y": "tiles"}
+
+
+@pytest.mark.parametrize("prefer", [("rows", "apart"), ("tiles", "together")])
+@pytest.mark.parametrize("numerics", ["accuracy", "speed", "memory"])
+def test_a_run_is_the_same_in_every_variant(
+    tmp_path: Path, prefer: tuple[str, ...], numerics: str
+) -> None:
+    """Prompts of 40 tokens and 3, then steps of two tokens and of one."""
+    folder = make(tmp_path / "model")
+    requests = [Request(tuple(range(1, 1 + length)), new) for length, new in ((40, 9), (3, 5))]
+    plain = run(load(folder, numerics=numerics), requests, level="detail")
+    other = CpuDevice(kernels_folder(), CACHE, threads=2)
+    other.preferred = prefer
+    varied = run(load(folder, other, numerics=numerics), requests, level="detail")
+    for one, two in zip(plain, varied, strict=True):
+        assert (one.output, one.commitment) == (two.output, two.commitment)
+        assert one.logprobs.tobytes() == two.logprobs.tobytes()
+        assert one.observer
+        assert two.observer
+        assert one.observer.parts() == two.observer.parts()

@@ -14,23 +14,27 @@ from llmtrace.blocks.arrays import PROBES, SCALES, TILE, Limits, arrays, strides
 from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, makers
 from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.probing import Probing
-from llmtrace.blocks.variants import fused, variant
+from llmtrace.blocks.variants import Ways, trial, variants
 from llmtrace.blocks.versions import ACCURACY, Version
 from llmtrace.device.device import Array, Device, Launch, Step
+from llmtrace.device.timing import microseconds
 from llmtrace.errors import Trouble
 from llmtrace.probes.commitment import group
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
+    from llmtrace.blocks.choices import Choices
     from llmtrace.blocks.weights import Weights
     from llmtrace.model.architecture import Architecture
     from llmtrace.model.checkpoint import Checkpoint
 
-SMALL = 16
-"""Rows up to which a step counts as decode: a GPU's grids are sized for it."""
+SIZES = (4, 16, 64)
+"""Rows of the steps that are captured, beside the most: grids and variants are made for a size."""
+POINTS = "points"
+"""What reads points, among the names of what a step launches."""
 WIDEST = 1 << 20
 """Most floats of a row that is digested (``kernels/blake3.cu``)."""
 
@@ -44,6 +48,7 @@ class Plan:
         architecture: Architecture,
         device: Device,
         weights: Weights,
+        choices: Choices,
         limits: Limits,
         *,
         version: Version = ACCURACY,
@@ -68,7 +73,7 @@ class Plan:
         self.groups = tuple(group(p.name, architecture.layer_count) for p in self.points)
         self.keep = tuple(keep)
         self.probes, self.leaves, self.digests = probes, leaves, digests
-        self._weights = weights
+        self._weights, self._choices = weights, choices
         self._strides = strides(self.blocks)
         placed = {
             part: {name: device.zeros(*shape) for name, shape in shapes.items()}
@@ -92,10 +97,14 @@ class Plan:
             placed["looked"],
         )
         self._probing = Probing(self, probes, digests=digests)
-        self._small = min(limits.rows, SMALL)
-        sizes = {self._small, limits.rows}
+        sizes = [*(size for size in SIZES if size < limits.rows), limits.rows]
         self._steps: dict[int, Step] = {n: device.capture(self._launches(n)) for n in sizes}
         self._look: Step | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as stored."""
+        return self._weights.nbytes
 
     def step(self, feed: dict[str, np.ndarray]) -> None:
         """Feeds tokens: runs every block on them, digests and probes included.
@@ -106,7 +115,7 @@ class Plan:
         next step: digests, flaws, and where there are probes records, heads and drawn.
         """
         rows, picks = self._write(feed)
-        size = self._small if max(rows, picks) <= self._small else self.limits.rows
+        size = next(size for size in self._steps if max(rows, picks) <= size)
         self._steps[size].run(self._weights.nbytes * rows)
 
     def look(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -156,13 +165,17 @@ class Plan:
 
     def _write(self, feed: dict[str, np.ndarray]) -> tuple[int, int]:
         """Tells the kernels what is fed; gives the numbers of rows and of picks."""
-        import numpy as np
-
         rows, picks = len(feed["token"]), len(feed["pick"])
         for name, values in feed.items():
             self.device.write(self._inputs[name], values)
-        self.device.write(self._inputs["count"], np.array([rows, picks], np.int32))
+        self.pretend(rows, picks)
         return rows, picks
+
+    def pretend(self, rows: int, picks: int) -> None:
+        """Sets how many rows are fed and how many of them are picked, whatever they hold."""
+        import numpy as np
+
+        self.device.write(self._inputs["count"], np.array([rows, picks], np.int32))
 
     def set_table(self, index: int, frequencies: np.ndarray, factor: np.float32) -> None:
         """Sets a rotary table: (D/2,) f32 inverse frequencies and the attention factor."""
@@ -204,20 +217,45 @@ class Plan:
                     to, of = (layer[at + begin : at + end] for at in (tile0, source))
                     self.device.copy(to, of)
 
-    def _launches(self, rows: int, *, looks: bool = False) -> list[Launch]:
-        found: list[Launch] = []
+    def units(self, rows: int, *, looks: bool = False) -> Iterator[tuple[str, list[Launch]]]:
+        """Gives what a step launches, in order, in the plainest way: blocks by their names.
+
+        What reads points is called ``points``.
+        """
         waiting: list[Point] = []  # read together at the end of a layer
         for block in self.blocks:
-            for launch in self.launches(block, rows):
-                found += variant(launch, rows, self._room)
+            yield block.name, self.launches(block, rows)
             copies = self._looked if looks else self.kept
-            found += [self._copy(p, rows, copies) for p in block.points if p.name in copies]
-            found += self._probing.after(block, rows)
+            read = [self._copy(p, rows, copies) for p in block.points if p.name in copies]
+            read += self._probing.after(block, rows)
+            for launch in read:
+                yield POINTS, [launch]
             waiting += block.points
             if block.name.endswith("resid_add2") or block.name == "unembed":
-                found += self._probing.points(waiting, rows)
+                yield POINTS, [*self._probing.points(waiting, rows)]
                 waiting = []
-        return fused(found, self.device.threads)
+
+    def _launches(self, rows: int, *, looks: bool = False) -> list[Launch]:
+        units = self.units(rows, looks=looks)
+        return [launch for _, unit in units for launch in self.chosen(unit, rows)]
+
+    def ways(self, launches: Sequence[Launch], rows: int) -> Ways:
+        """Gives the variants of what computes a block or reads points, by name."""
+        return variants(launches, rows, self._room, self.device)
+
+    def chosen(self, launches: Sequence[Launch], rows: int) -> list[Launch]:
+        """Gives the fastest variant of what computes a block or reads points."""
+
+        def tried() -> dict[str, float]:
+            return self.times(self.ways(trial(launches, rows, self.device), rows), rows)
+
+        return self._choices.take(self.ways(launches, rows), rows, tried)
+
+    def times(self, ways: Ways, rows: int) -> dict[str, float]:
+        """Says how many microseconds each variant takes for so many rows; the arena is spoilt."""
+        self.pretend(rows, min(rows, self.limits.picks))
+        taken = microseconds(self.device, [*ways.values()], work=self._weights.nbytes * rows)
+        return dict(zip(ways, taken, strict=True))
 
     def launches(
         self, block: Block, rows: int, arena: dict[str, Array] | None = None

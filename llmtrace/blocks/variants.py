@@ -1,21 +1,25 @@
 """Variants: other schedules of a launch, with the bits of the one that they stand for.
 
-Which is taken depends on the device and the size of a step, and is in no record.
+Which is taken is found by trying (``llmtrace/blocks/choices.py``), and is in no record.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llmtrace.device.device import Array, Launch
+from llmtrace.device.device import Array, Device, Launch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-TILED_ROWS = 16
-"""Rows of a step up to which a core streams the weights row by row."""
+Ways = dict[str, list[Launch]]
+"""Lists of launches that make the same, by the name of the variant; the plainest first."""
+
 STRIP, PANEL = 12, 32
 """Most tokens of a strip and outputs of a panel of any core (``kernels/linear_host.cuh``)."""
+TRIED = {"cpu": 1 << 28, "cuda": 1 << 34}
+"""Products that a trial takes at most, by the kind of device."""
 
 
 def room(rows: int, widest: int, threads: int) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -23,7 +27,7 @@ def room(rows: int, widest: int, threads: int) -> dict[str, tuple[tuple[int, ...
 
     ``widest``: floats of the longest row that a linear layer reads; ``threads`` as of ``Device``.
     """
-    if not threads or rows <= TILED_ROWS:
+    if not threads:
         return {}
     return {
         "lane_major": ((rows + STRIP, widest), "<f4"),
@@ -31,10 +35,36 @@ def room(rows: int, widest: int, threads: int) -> dict[str, tuple[tuple[int, ...
     }
 
 
-def variant(launch: Launch, rows: int, room: Mapping[str, Array]) -> list[Launch]:
-    """Gives the launches that make what ``launch`` makes, in a step of so many rows."""
-    if not launch.kernel.startswith("linear_") or not room or rows <= TILED_ROWS:
-        return [launch]
+def variants(
+    launches: Sequence[Launch], rows: int, room: Mapping[str, Array], device: Device
+) -> Ways:
+    """Gives the ways to make what ``launches`` make, in a step of so many rows.
+
+    ``launches`` compute one block, or read points.
+    """
+    plain, kernels = [*launches], [launch.kernel for launch in launches]
+    if kernels == ["blake3", "probe"] and device.threads:
+        return {"apart": plain, "together": [_together(*plain)]}
+    if not kernels[-1].startswith("linear_"):
+        return {"only": plain}
+    if device.threads and rows > 1:
+        return {"rows": plain, "tiles": _tiles(plain[0], rows, room)}
+    return {"rows": plain}
+
+
+def trial(launches: Sequence[Launch], rows: int, device: Device) -> list[Launch]:
+    """Gives launches with no more outputs of a linear layer than it takes to compare their ways."""
+    first = launches[0]
+    if not first.kernel.startswith("linear_"):
+        return [*launches]
+    n, k = first.args[5:7]
+    most = TRIED["cpu" if device.threads else "cuda"] // (rows * k)
+    few = min(n, max(most // PANEL, 4 * device.threads) * PANEL)
+    return [replace(first, args=(*first.args[:5], few, *first.args[6:]), items=few)]
+
+
+def _tiles(launch: Launch, rows: int, room: Mapping[str, Array]) -> list[Launch]:
+    """A linear layer by outer products."""
     y, w, x, bias, count, n, k, ldy, ldw, ldx = launch.args
     at, wide = room["lane_major"], room["wide"]
     tiled = (y, w, x, at, wide, bias, count, n, k, ldy, ldw, ldx)
@@ -44,18 +74,9 @@ def variant(launch: Launch, rows: int, room: Mapping[str, Array]) -> list[Launch
     ]
 
 
-def fused(launches: Sequence[Launch], threads: int) -> list[Launch]:
-    """Gives the launches with each pair of ``blake3`` and ``probe`` made one, where that helps.
-
-    A core then reads a row once for both; ``threads`` as of ``Device``.
-    """
-    found: list[Launch] = []
-    for launch in launches:
-        if threads and launch.kernel == "probe" and found and found[-1].kernel == "blake3":
-            digests, flaws, table, which, count, width = found.pop().args
-            records, _, seed, position, row, *_ = launch.args
-            args = (digests, flaws, records, table, seed, position, row, which, count, width)
-            found.append(Launch("blake3_probe", args, launch.items))
-        else:
-            found.append(launch)
-    return found
+def _together(digest: Launch, probe: Launch) -> Launch:
+    """Digests and probes in one launch: a core reads a row once for both."""
+    digests, flaws, table, which, count, width = digest.args
+    records, _, seed, position, row, *_ = probe.args
+    args = (digests, flaws, records, table, seed, position, row, which, count, width)
+    return Launch("blake3_probe", args, digest.items)

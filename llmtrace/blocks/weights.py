@@ -37,6 +37,12 @@ class Weights:
         """Bytes of all tensors as stored."""
         return sum(tensor.nbytes for tensor in self._checkpoint.tensors.values())
 
+    @property
+    def held(self) -> int:
+        """Bytes that were placed on the device so far."""
+        arrays = (*self._placed.values(), *(a for each in self._quantized.values() for a in each))
+        return sum(int(array.nbytes) for array in arrays)
+
     def matrix(self, matrix: Matrix) -> Array:
         """Gives (N, K') as stored: K padded with zeros to a multiple of 32."""
         if matrix not in self._placed:

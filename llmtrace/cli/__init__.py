@@ -31,6 +31,7 @@ COMMANDS = {  # in the order of use, each with the first line of its help
     "introspect": "Check the inside of a run and say what it is worth",
     "export": "Write the samples and kept tensors of a record to a file",
     "report": "Show the inside of a run as a page or an HTML file",
+    "bench": "Measure versions and variants: time, accuracy, memory",
     "remote": "List, name and forget remotes, and the nodes expected there",
     "push": "Push one's own chain to a remote",
     "fetch": "Fetch chains of other nodes and let in what is sound",

@@ -52,6 +52,7 @@ class CpuDevice(Device):
             ) from None
         self.panel, self.unit8 = self.library.panel_rows(), self.library.panel_unit8()
         self.threads = threads or len(os.sched_getaffinity(0))
+        self.cache, self.build = cache, f"{path.stem}-{self.threads}"
         self.memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.library.pool_open.restype = ctypes.c_void_p
         self.pool = ctypes.c_void_p(self.library.pool_open(self.threads))

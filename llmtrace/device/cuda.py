@@ -7,6 +7,7 @@ array would be compiled by it, with flags of its own.
 from __future__ import annotations
 
 import ctypes
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,8 @@ class CudaDevice(Device):
         self._blocks = BLOCKS * int(count)
         architecture = f"sm_{self._gpu.compute_capability}"
         self._cubins = nvrtc.cubins(kernels, cache, architecture, announce)
+        folder = next(iter(self._cubins.values())).parent
+        self.cache, self.build = cache, re.sub(r"\W+", "-", f"{folder.name} {self._gpu_name()}")
         self._functions: dict[str, Any] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
@@ -123,7 +126,7 @@ class CudaDevice(Device):
         number = str(self._gpu.compute_capability)
         return {
             "device": self.name,
-            "gpu": runtime.getDeviceProperties(self._index)["name"].decode(),
+            "gpu": self._gpu_name(),
             "capability": f"{number[:-1]}.{number[-1]}",
             "driver": _driver_release(),
             "driver_cuda": _dotted(runtime.driverGetVersion()),
@@ -131,6 +134,10 @@ class CudaDevice(Device):
             "nvrtc": ".".join(map(str, nvrtc.version())),
             "cupy": str(self._cupy.__version__),
         }
+
+    def _gpu_name(self) -> str:
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self._index)
+        return str(properties["name"].decode())
 
     @contextmanager
     def _current(self) -> Iterator[None]:

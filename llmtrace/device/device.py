@@ -51,6 +51,12 @@ class Device(ABC):
     """Threads of a CPU, which share each launch; 0 for a GPU."""
     memory: int
     """Bytes that it has in all."""
+    cache: Path
+    """The folder of what was compiled, or found by trying."""
+    build: str
+    """A name for the compiled kernels and what runs them: speeds are those of a build."""
+    preferred: tuple[str, ...] = ()
+    """Variants to take where there are any: for tests."""
     panel = 1
     """Rows of quantised weights that stand interleaved; 1 where rows stay as they are."""
     unit8 = 1

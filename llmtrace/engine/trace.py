@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from llmtrace.blocks.arrays import LOOKED, PROBES, Limits, footprint
+from llmtrace.blocks.choices import Choices
 from llmtrace.blocks.llama import blocks
 from llmtrace.blocks.plan import Plan
 from llmtrace.blocks.versions import ACCURACY, Version
@@ -103,6 +104,7 @@ class Model:
     architecture: Architecture
     device: Device
     weights: Weights
+    choices: Choices
     id: str
     version: Version = ACCURACY
 
@@ -116,7 +118,8 @@ class Model:
         version: Version = ACCURACY,
     ) -> Model:
         """Puts the weights on the device."""
-        return cls(checkpoint, architecture, device, Weights(checkpoint, device), model_id, version)
+        held = Weights(checkpoint, device), Choices(device)
+        return cls(checkpoint, architecture, device, *held, model_id, version)
 
     def plan(
         self,
@@ -137,6 +140,7 @@ class Model:
             self.architecture,
             self.device,
             self.weights,
+            self.choices,
             self._limits(requests, chunk),
             version=self.version,
             probes=probes,

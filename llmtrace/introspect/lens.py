@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.blocks.block import Block, Matrix, Vector
-from llmtrace.blocks.variants import room, variant
+from llmtrace.blocks.variants import room, variants
 from llmtrace.blocks.weights import padded
 from llmtrace.device.device import Launch
+from llmtrace.device.timing import microseconds
 from llmtrace.introspect.forward import log_softmax
 from llmtrace.introspect.wide import blocks_of
 from llmtrace.probes import exact
@@ -156,16 +157,20 @@ class _Logits:
         sizes = (a.vocab_size, a.hidden_size, int(logits.shape[1]), int(table.shape[1]), width)
         kernel = "linear_" + self._model.weights.suffix(matrix)
         args = (logits, table, y, None, count, *sizes)
+        work = int(table.shape[0]) * width * 4 * len(rows)
         shapes = room(len(rows), width, device.threads)
+        own = {name: device.zeros(*shape) for name, shape in shapes.items()}
+        ways = variants([Launch(kernel, args, a.vocab_size * len(rows))], len(rows), own, device)
+
+        def tried() -> dict[str, float]:
+            taken = microseconds(device, [*ways.values()], work=work, rounds=1)
+            return dict(zip(ways, taken, strict=True))
+
         launches = [
             Launch("rms_norm", (*norm, a.norm_epsilon), len(rows)),
-            *variant(
-                Launch(kernel, args, a.vocab_size * len(rows)),
-                len(rows),
-                {name: device.zeros(*shape) for name, shape in shapes.items()},
-            ),
+            *self._model.choices.take(ways, len(rows), tried),
         ]
-        device.capture(launches).run(int(table.shape[0]) * width * 4 * len(rows))
+        device.capture(launches).run(work)
         return device.download(logits)[:, : a.vocab_size]
 
 

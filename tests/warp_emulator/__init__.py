@@ -145,6 +145,7 @@ def _cupy(library: Library) -> Any:
         cudaDevAttrMultiProcessorCount=16,
         deviceGetAttribute=lambda *_: PROCESSORS,
         memGetInfo=lambda: (1 << 30, 1 << 31),
+        getDeviceProperties=lambda _: {"name": b"Emulated GPU"},
     )
     return SimpleNamespace(
         RawModule=lambda path: SimpleNamespace(get_function=function),
