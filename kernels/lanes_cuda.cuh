@@ -29,6 +29,14 @@ HD float widen(f16 x) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
     return y;
 }
+#ifndef MMA_S8  // whoever emulates a GPU has its own
+// c (16,8) += a (16,32) by b (32,8), integers of 8 bits, spread over a warp: see tensor_cuda.cuh.
+HD void mma_s8(i32 (&c)[4], i32 a0, i32 a1, i32 a2, i32 a3, i32 b0, i32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#endif
 
 struct Share {};  // so that a body shared by several kernels can pass its share on
 __device__ const Share share{};

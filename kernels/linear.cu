@@ -170,3 +170,7 @@ HD void linear(Share share, float* y, const W* w, const float* x, const float* b
 LINEAR(bf16)
 LINEAR(f16)
 LINEAR(f32)
+
+#ifdef ON_CUDA
+#include "linear_cuda.cuh"
+#endif

@@ -65,3 +65,72 @@ KERNEL(linear4, float* y, const u8* w, const u8* ws, const u8* low, const float*
         }
     }
 }
+
+#ifdef ON_CUDA
+// tensor_linear4: the same by tensor cores; half a group is one multiplication
+#include "tensor_cuda.cuh"
+
+template <int M, int S>
+HD void tensor_tile4(float* y, const u8* w, const u8* ws, const u8* low, const float* unit, const i8* q, const float* xs,
+                     const i16* sums, const float* bias, int n, int t, int T, int N, i64 G, i64 ldy) {
+    Tile<M, S> at = tile_at<M, S>(n, t, N, T);
+    float a[M][S][4], b[M][S][4];
+#pragma unroll
+    for (int i = 0; i < M * S * 4; i++) a[i / 4 / S][i / 4 % S][i % 4] = b[i / 4 / S][i / 4 % S][i % 4] = 0.0f;
+    for (i64 g = 0; g < G; g++) {
+        i32 part[2][M][2], scale[2][M][2], lowest[2][M][2];  // by half of the group
+#pragma unroll
+        for (int i = 0; i < 4 * M; i++) {
+            int half = i / (2 * M), m = i / 2 % M;
+            i64 group = (at.row[m][i % 2] * G + g) * 2 + half;
+            part[half][m][i % 2] = *(const i32*)(w + group * 16 + PART_OF_THREAD * 4);
+            scale[half][m][i % 2] = ws[group], lowest[half][m][i % 2] = low[group];
+        }
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+            i32 d[M][4], l[M][4];
+#pragma unroll
+            for (int i = 0; i < M * 4; i++) d[i / 4][i % 4] = l[i / 4][i % 4] = 0;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const i8* fed = q + (at.token[s] * G + g) * 64 + 32 * half + PART_OF_THREAD * 4;
+                i32 x0 = *(const i32*)fed, x1 = *(const i32*)(fed + 16);
+                i32 sum[2] = {sums[(at.found[s][0] * G + g) * 2 + half], sums[(at.found[s][1] * G + g) * 2 + half]};
+#pragma unroll
+                for (int m = 0; m < M; m++) {
+                    i32 c[4] = {0, 0, 0, 0}, p = part[half][m][0], r = part[half][m][1];
+                    mma_s8(c, p & 0x0f0f0f0f, r & 0x0f0f0f0f, p >> 4 & 0x0f0f0f0f, r >> 4 & 0x0f0f0f0f, x0, x1);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        d[m][i] += scale[half][m][i / 2] * c[i];
+                        l[m][i] += lowest[half][m][i / 2] * sum[i % 2];
+                    }
+                }
+            }
+            float x[2] = {xs[at.found[s][0] * G + g], xs[at.found[s][1] * G + g]};
+#pragma unroll
+            for (int i = 0; i < M * 4; i++) {
+                int m = i / 4, e = i % 4;
+                a[m][s][e] = fma((float)d[m][e], x[e % 2], a[m][s][e]);
+                b[m][s][e] = fma((float)l[m][e], x[e % 2], b[m][s][e]);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < M * S * 4; i++) {
+        int m = i / 4 / S, s = i / 4 % S, e = i % 4, row = at.row[m][e / 2];
+        a[m][s][e] = fma(-unit[2 * row + 1], b[m][s][e], __fmul_rn(unit[2 * row], a[m][s][e]));
+    }
+    write_tile<M, S>(y, ldy, a, bias, n, t, N, T);
+}
+
+KERNEL(tensor_linear4, float* y, const u8* w, const u8* ws, const u8* low, const float* unit, const i8* q, const float* xs,
+       const i16* sums, const float* bias, const i32* count, int N, int K, int ldy) {
+    int G = (K + 63) / 64, T = *count;
+    if (are_enough(N, T, 2, 4)) {
+        FOR_TILES(n, t, 2, 4, N, T) tensor_tile4<2, 4>(y, w, ws, low, unit, q, xs, sums, bias, n, t, T, N, G, ldy);
+    } else {
+        FOR_TILES(n, t, 1, 2, N, T) tensor_tile4<1, 2>(y, w, ws, low, unit, q, xs, sums, bias, n, t, T, N, G, ldy);
+    }
+}
+#endif

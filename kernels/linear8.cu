@@ -52,3 +52,51 @@ KERNEL(linear8, float* y, const i8* w, const bf16* ws, const i8* q, const float*
         }
     }
 }
+
+#ifdef ON_CUDA
+// tensor_linear8: the same by tensor cores; a group is two multiplications
+#include "tensor_cuda.cuh"
+
+template <int M, int S>
+HD void tensor_tile8(float* y, const i8* w, const bf16* ws, const i8* q, const float* xs, const float* bias, int n, int t, int T,
+                     int N, i64 G, i64 ldy) {
+    Tile<M, S> at = tile_at<M, S>(n, t, N, T);
+    float acc[M][S][4];
+#pragma unroll
+    for (int i = 0; i < M * S * 4; i++) acc[i / 4 / S][i / 4 % S][i % 4] = 0.0f;
+    for (i64 g = 0; g < G; g++) {
+        int4 a[M][2];
+        float by[M][2];
+#pragma unroll
+        for (int m = 0; m < 2 * M; m++) {
+            i64 group = at.row[m / 2][m % 2] * G + g;
+            a[m / 2][m % 2] = *(const int4*)(w + group * 64 + PART_OF_THREAD * 16);
+            by[m / 2][m % 2] = from_bits((u32)ws[group].bits << 16);
+        }
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+            int4 b = *(const int4*)(q + (at.token[s] * G + g) * 64 + PART_OF_THREAD * 16);
+            float x[2] = {xs[at.found[s][0] * G + g], xs[at.found[s][1] * G + g]};
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                i32 c[4] = {0, 0, 0, 0};
+                mma_s8(c, a[m][0].x, a[m][1].x, a[m][0].y, a[m][1].y, b.x, b.y);
+                mma_s8(c, a[m][0].z, a[m][1].z, a[m][0].w, a[m][1].w, b.z, b.w);
+#pragma unroll
+                for (int i = 0; i < 4; i++) acc[m][s][i] = fma((float)c[i], __fmul_rn(by[m][i / 2], x[i % 2]), acc[m][s][i]);
+            }
+        }
+    }
+    write_tile<M, S>(y, ldy, acc, bias, n, t, N, T);
+}
+
+KERNEL(tensor_linear8, float* y, const i8* w, const bf16* ws, const i8* q, const float* xs, const i16*, const float* bias,
+       const i32* count, int N, int K, int ldy) {
+    int G = (K + 63) / 64, T = *count;
+    if (are_enough(N, T, 4, 4)) {
+        FOR_TILES(n, t, 4, 4, N, T) tensor_tile8<4, 4>(y, w, ws, q, xs, bias, n, t, T, N, G, ldy);
+    } else {
+        FOR_TILES(n, t, 1, 2, N, T) tensor_tile8<1, 2>(y, w, ws, q, xs, bias, n, t, T, N, G, ldy);
+    }
+}
+#endif

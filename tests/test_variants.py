@@ -170,6 +170,21 @@ def test_what_has_one_way_has_one_way() -> None:
     assert not room(ROWS, 64, 0)
     pair = [Launch("blake3", (), 1), Launch("probe", (), 1)]
     assert variants(pair, 9, {}, gpu) == {"only": pair}
+    panels = [Launch("factors", (), 1), Launch("panel_linear8", (), 1)]
+    assert variants(panels, 9, {}, Threads(2)) == {"only": panels}
+    for one in ("linear_f32", "linear8", "linear4"):
+        assert variants([Launch(one, (), 1)], 1, {}, gpu).keys() == {"rows"}
+
+
+def test_a_gpu_has_two_ways_for_many_tokens() -> None:
+    gpu, first = Threads(0), Launch("quantize", ("q",), 7)
+    for kernel in ("linear8", "linear4"):
+        plain = [first, Launch(kernel, ("y", 1), 9)]
+        tensor = [first, Launch(f"tensor_{kernel}", ("y", 1), 9)]
+        assert variants(plain, 2, {}, gpu) == {"rows": plain, "tensor": tensor}
+    linear = Launch("linear_f16", ("y", 1), 9)
+    tiles = Launch("tile_linear_f16", ("y", 1), 9)
+    assert variants([linear], 2, {}, gpu) == {"rows": [linear], "tiles": [tiles]}
 
 
 def test_a_trial_takes_no_more_outputs_than_it_needs() -> None:

@@ -56,8 +56,51 @@ def test_warps_give_the_bits_of_the_cpu(
     assert not kernel_cases.differences(case.run(gpu), case.run(cpu))
 
 
+SIZES = [(1, 5, 40), (3, 37, 96), (16, 8, 333), (17, 65, 130), (33, 16, 64), (40, 130, 1090)]
+
+
+@pytest.mark.parametrize("order", [FORWARD, BACKWARD, SHUFFLED])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", ["bf16", "f16", "f32", "8", "4"])
+def test_tiles_give_the_bits_of_rows(
+    kind: str,
+    size: tuple[int, int, int],
+    order: int,
+    cpu: CpuDevice,
+    gpu: CudaDevice,
+    library: warp_emulator.Library,
+) -> None:
+    """What only a GPU has: a warp's tiles, and tensor cores; of every rest of rows and tokens."""
+    library.order = order
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        if kind in {"8", "4"}:
+            case, name = kernel_cases.integers(rng, int(kind), size, has_bias=seed > 0), "tensor_"
+        else:
+            top, name = 127 if seed else 20, "tile_"
+            case = kernel_cases.linear(rng, kind, size, top, has_bias=seed > 0)
+        ((kernel, args, items),) = case.launches
+        expected = case.run(cpu)
+        tiled = [(name + kernel, args, items)]
+        made = kernel_cases.Case(case.name, case.arrays, case.outputs, tiled)
+        assert not kernel_cases.differences(made.run(gpu), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_large_tiles_give_the_bits_of_rows(bits: int, cpu: CpuDevice, gpu: CudaDevice) -> None:
+    """As many tiles as the large ones need to be taken."""
+    size = (70, 16 * 1024, 20) if bits == 4 else (40, 64 * 600, 20)
+    case = kernel_cases.integers(np.random.default_rng(bits), bits, size, has_bias=True)
+    ((kernel, args, items),) = case.launches
+    tiled = [("tensor_" + kernel, args, items)]
+    made = kernel_cases.Case(case.name, case.arrays, case.outputs, tiled)
+    assert not kernel_cases.differences(made.run(gpu), case.run(cpu))
+
+
 def test_every_kernel_has_a_case(library: warp_emulator.Library) -> None:
-    assert set().union(*(case.kernels for case in CASES)) == set(library.names)
+    tiled = {f"tile_linear_{kind}" for kind in ("bf16", "f16", "f32")}
+    tiled |= {"tensor_linear8", "tensor_linear4"}
+    assert set().union(*(case.kernels for case in CASES)) | tiled == set(library.names)
 
 
 PARTED = "KERNEL(parted, u64* y) { if (LANE < 16) y[LANE] = all_sum((u64)1); }"

@@ -18,6 +18,8 @@ Ways = dict[str, list[Launch]]
 
 STRIP, PANEL = 12, 32
 """Most tokens of a strip and outputs of a panel of any core (``kernels/linear_host.cuh``)."""
+SIZE_AT = {"linear": 5, "linear8": 8, "linear4": 10}
+"""Where the arguments of a linear kernel have N and K."""
 TRIED = {"cpu": 1 << 28, "cuda": 1 << 34}
 """Products that a trial takes at most, by the kind of device."""
 
@@ -42,25 +44,32 @@ def variants(
 
     ``launches`` compute one block, or read points.
     """
-    plain, kernels = [*launches], [launch.kernel for launch in launches]
-    if kernels == ["blake3", "probe"] and device.threads:
+    plain, last = [*launches], launches[-1]
+    kind, is_gpu = last.kernel.partition("_")[0], not device.threads
+    if [launch.kernel for launch in plain] == ["blake3", "probe"] and not is_gpu:
         return {"apart": plain, "together": [_together(*plain)]}
-    if not kernels[-1].startswith("linear_"):
+    if kind not in {"linear", "linear8", "linear4"}:
         return {"only": plain}
-    if device.threads and rows > 1:
-        return {"rows": plain, "tiles": _tiles(plain[0], rows, room)}
-    return {"rows": plain}
+    if rows == 1:
+        return {"rows": plain}
+    if kind == "linear":
+        other = (
+            [replace(last, kernel="tile_" + last.kernel)] if is_gpu else _tiles(last, rows, room)
+        )
+        return {"rows": plain, "tiles": other}
+    return {"rows": plain, "tensor": [*plain[:-1], replace(last, kernel="tensor_" + last.kernel)]}
 
 
 def trial(launches: Sequence[Launch], rows: int, device: Device) -> list[Launch]:
     """Gives launches with no more outputs of a linear layer than it takes to compare their ways."""
-    first = launches[0]
-    if not first.kernel.startswith("linear_"):
+    *before, last = launches
+    if not last.kernel.startswith("linear"):
         return [*launches]
-    n, k = first.args[5:7]
+    at = SIZE_AT[last.kernel.partition("_")[0]]
+    n, k = last.args[at : at + 2]
     most = TRIED["cpu" if device.threads else "cuda"] // (rows * k)
     few = min(n, max(most // PANEL, 4 * device.threads) * PANEL)
-    return [replace(first, args=(*first.args[:5], few, *first.args[6:]), items=few)]
+    return [*before, replace(last, args=(*last.args[:at], few, *last.args[at + 1 :]), items=few)]
 
 
 def _tiles(launch: Launch, rows: int, room: Mapping[str, Array]) -> list[Launch]:

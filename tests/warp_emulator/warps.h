@@ -146,6 +146,26 @@ inline int dp4a(int a, int b, int c) {
     return c;
 }
 
+struct Matrices { int c[4], a[4], b[2]; };
+
+// c (16,8) += a (16,32) by b (32,8) in 8 bits, each thread with its share of them as PTX has it.
+inline void mma(int (&c)[4], const Matrices& mine) {
+    const Matrices* of[WARP];
+    for (int i = 0; i < WARP; i++) of[i] = (const Matrices*)shuffle(~0u, (uint64_t)&mine, i, BROADCAST);
+    int lane = (int)(thread.x % WARP), found[4];
+    for (int i = 0; i < 4; i++) {
+        found[i] = mine.c[i];
+        int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 32; k++) {
+            int part = k % 16 / 4, byte = 8 * (k % 4);
+            int a = of[row % 8 * 4 + part]->a[k / 16 * 2 + row / 8], b = of[column * 4 + part]->b[k / 16];
+            found[i] += (int8_t)(a >> byte) * (int8_t)(b >> byte);
+        }
+    }
+    wait(1, 0);  // all have read
+    memcpy(c, found, sizeof found);
+}
+
 template <class T> T argument(uint64_t word) { T value; memcpy(&value, &word, sizeof value); return value; }
 template <class... A, size_t... I>
 void call(void (*body)(A...), const uint64_t* words, std::index_sequence<I...>) { body(argument<A>(words[I])...); }
@@ -178,6 +198,11 @@ void call(void (*body)(A...), const uint64_t* words) { call(body, words, std::in
 #define __dp4a(a, b, c) emulator::dp4a(a, b, c)
 #define __umul64hi(a, b) ((unsigned long long)(((unsigned __int128)(a) * (b)) >> 64))
 #define asm(...) y = emulator::widened(x.bits)  // the one instruction that lanes.cuh writes out
+
+#define MMA_S8
+static void mma_s8(int (&c)[4], int a0, int a1, int a2, int a3, int b0, int b1) {
+    emulator::mma(c, {{c[0], c[1], c[2], c[3]}, {a0, a1, a2, a3}, {b0, b1}});
+}
 
 #include "lanes.cuh"
 
