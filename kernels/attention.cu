@@ -69,49 +69,11 @@ KERNEL(kv_append8, i8* keys, i8* values, float* key_scale, float* value_scale, c
 // One head of one sequence's cache, from its first tile on; what scales it is null where it is float32.
 template <class E> struct Stored { const E *keys, *values; const float *key_scale, *value_scale; };
 template <class E> constexpr bool IS_SCALED = sizeof(E) == 1;
-
-#ifdef ON_CUDA
-HD float number(float x) { return x; }
-HD float number(i8 x) { return (float)x; }
-// A key a thread, and an accumulator for each of the 32 lanes of the order: 32 loads are in flight.
-template <int H, class E> HD lanes scores(const float* q, const E* kt, int D, int) {
-    float acc[32];
-#pragma unroll
-    for (int i = 0; i < 32; i++) acc[i] = 0.0f;
-    int begin = 0;
-    for (; begin + 32 <= D; begin += 32)
-#pragma unroll
-        for (int i = 0; i < 32; i++) acc[i] = fma(q[begin + i], number(kt[(begin + i) * TILE + LANE]), acc[i]);
-#pragma unroll
-    for (int i = 0; i < 32; i++)
-        if (begin + i < D) acc[i] = fma(q[begin + i], number(kt[(begin + i) * TILE + LANE]), acc[i]);
-#pragma unroll
-    for (int h = 16; h > 0; h >>= 1)
-#pragma unroll
-        for (int i = 0; i < 16; i++)
-            if (i < h) acc[i] = acc[i] + acc[i + h];
-    return {acc[0]};
-}
-#else
-// The tree over 32 lanes for 32 keys at once: a recursion, so that no lane ever has to move.
-template <int H, class E> HD lanes scores(const float* q, const E* kt, int D, int i) {
-    if constexpr (H == 32) {
-        lanes acc = zero();
-        for (int d = i; d < D; d += 32) acc = fma(splat(q[d]), load(kt + d * TILE), acc);
-        return acc;
-    } else {
-        return add(scores<2 * H>(q, kt, D, i), scores<2 * H>(q, kt, D, i + H));
-    }
-}
-#endif
-
-// Scores of the first count keys of a tile; up to 31 more are written.
-template <class E> ONCE void score(float* s, const float* q, const E* kt, const float* key_scale, int D, int count, float scale) {
-    for (int j = 0; j < count; j += 32) {
-        lanes dot = add(scores<1>(q, kt + j, D, 0), zero());
-        if constexpr (IS_SCALED<E>) dot = mul(dot, load(key_scale + j));
-        store(s + j, mul(dot, splat(scale)));
-    }
+template <int C, class E> HD Stored<E> cache_of(Stored<E> all, i64 tile0, i64 g, int G, int D) {
+    i64 tile = tile0 * G + g;
+    Stored<E> cache = {all.keys + tile * D * TILE, all.values + tile * TILE * 32 * C, nullptr, nullptr};
+    if constexpr (IS_SCALED<E>) cache.key_scale = all.key_scale + tile * TILE, cache.value_scale = all.value_scale + tile * TILE;
+    return cache;
 }
 
 // What a probe keeps of a head while tiles are folded; not yet divided by l.
@@ -138,6 +100,101 @@ ONCE void fold(Head& head, const float* p, const float* shift, int begin, int co
     head.previous = before >= 0 && before < count ? b * p[before] : a * head.previous;
 }
 
+// What is left of the tiles so far, of one head of one token: C chunks of 32 dimensions.
+template <int C> struct Folded {
+    float M, l, a, b;  // a and b are those of the last tile
+    Head head;
+    lanes o[C];
+};
+template <int C> HD void begin_fold(Folded<C>& f) {
+    f.M = from_bits(0xff800000u), f.l = 0.0f;
+    f.head = {};
+#pragma unroll
+    for (int c = 0; c < C; c++) f.o[c] = zero();
+}
+
+// Makes weights of the scores p[0..count-1] of a tile, and folds them: all but the mix. `weight` is what values are multiplied by.
+template <int C, bool PROBED, class E>
+ONCE void soften(Folded<C>& f, float* p, float* shift, float* weight, const float* value_scale, int begin, int count, int visible) {
+    int scored = (count + 31) / 32 * 32, quads = (count + 3) / 4 * 4;  // behind count there is noise: weight 0
+    u32 top = 0;
+    FOR_LANES(j, scored) { u32 u = j < count ? ordered(p[j]) : 0; top = u > top ? u : top; }
+    float m = unordered(all_max(top));
+    if (PROBED && (begin == 0 || ordered(m) > ordered(f.M))) {
+        u32 before = 0;  // the larger the earlier
+        FOR_LANES(j, scored) {
+            u32 u = j < count && bits(p[j]) == bits(m) ? (u32)(TILE - j) : 0;
+            before = u > before ? u : before;
+        }
+        f.head.argmax = begin + TILE - (int)all_max(before);
+    }
+    FOR_LANES(j, scored) {
+        float s = p[j] - m;
+        if constexpr (PROBED) shift[j] = j < count ? s : 0.0f;
+        p[j] = j < count ? exponential(s) : 0.0f;
+        if constexpr (IS_SCALED<E>) weight[j] = j < count ? p[j] * value_scale[j] : 0.0f;
+    }
+    SYNC_LANES();
+    float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int j = 0; j < quads; j += 4)
+        for (int i = 0; i < 4; i++) chain[i] = chain[i] + p[j + i];
+    float l_tile = (chain[0] + chain[2]) + (chain[1] + chain[3]) + 0.0f;
+    float M_next = ordered(m) > ordered(f.M) ? m : f.M;
+    f.a = exponential(f.M - M_next), f.b = exponential(m - M_next);
+    if constexpr (PROBED) fold(f.head, p, shift, begin, count, visible, f.l, l_tile, f.M - M_next, m - M_next, f.a, f.b);
+    f.l = fma(f.b, l_tile, f.a * f.l);
+    f.M = M_next;
+}
+
+template <int C, bool PROBED> ONCE void end_fold(const Folded<C>& f, float* z, u32* probed, int D) {
+#pragma unroll
+    for (int c = 0; c < C; c++) store(z + 32 * c, div(f.o[c], splat(f.l)), D - 32 * c);
+    if constexpr (PROBED) {
+        if (!LEADER) return;
+        float entropy = logarithm(f.l) - f.head.u / f.l;
+        probed[0] = bits(f.M + logarithm(f.l));
+        probed[1] = bits(entropy > 0.0f ? entropy : 0.0f);
+        probed[2] = bits(f.M);
+        probed[3] = bits(f.head.first / f.l);
+        probed[4] = bits(f.head.self / f.l);
+        probed[5] = bits(f.head.d / f.l);
+        probed[6] = (u32)f.head.argmax;
+        probed[7] = bits(f.head.previous / f.l);
+    }
+}
+
+#ifdef ON_CUDA
+HD float number(float x) { return x; }
+HD float number(i8 x) { return (float)x; }
+// A key a thread, and an accumulator for each of the 32 lanes of the order: 32 loads are in flight.
+template <int H, class E> HD lanes scores(const float* q, const E* kt, int D, int) {
+    float acc[32];
+#pragma unroll
+    for (int i = 0; i < 32; i++) acc[i] = 0.0f;
+    int begin = 0;
+    for (; begin + 32 <= D; begin += 32)
+#pragma unroll
+        for (int i = 0; i < 32; i++) acc[i] = fma(q[begin + i], number(kt[(begin + i) * TILE + LANE]), acc[i]);
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        if (begin + i < D) acc[i] = fma(q[begin + i], number(kt[(begin + i) * TILE + LANE]), acc[i]);
+#pragma unroll
+    for (int h = 16; h > 0; h >>= 1)
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            if (i < h) acc[i] = acc[i] + acc[i + h];
+    return {acc[0]};
+}
+
+// Scores of the first count keys of a tile; up to 31 more are written.
+template <class E> ONCE void score(float* s, const float* q, const E* kt, const float* key_scale, int D, int count, float scale) {
+    for (int j = 0; j < count; j += 32) {
+        lanes dot = add(scores<1>(q, kt + j, D, 0), zero());
+        if constexpr (IS_SCALED<E>) dot = mul(dot, load(key_scale + j));
+        store(s + j, mul(dot, splat(scale)));
+    }
+}
+
 // Folds a tile into 32 dimensions of the mix: its values times the weights p[0..count-1]. What stands behind them may
 // be anything, a NaN as well: a guess of what comes next, which was wrong, wrote there.
 template <class E> ONCE lanes mix(lanes o, const float* p, const E* v, int wide, int count, float a, float b) {
@@ -151,81 +208,38 @@ template <class E> ONCE lanes mix(lanes o, const float* p, const E* v, int wide,
     return fma(splat(b), o_tile, mul(splat(a), o));
 }
 
-// C: the 32-wide chunks of a head.
 template <int C, bool PROBED, class E>
 HD void attend(float* z, u32* probed, const float* q, Stored<E> cache, int G, int visible, int D, float scale) {
     SCRATCH(float, p, (1 + PROBED + IS_SCALED<E>) * TILE);
     [[maybe_unused]] float *shift = p + TILE, *weight = IS_SCALED<E> ? p + (1 + PROBED) * TILE : p;
-    [[maybe_unused]] Head head = {};
-    float M = from_bits(0xff800000u), l = 0.0f;
-    lanes o[C];
-#pragma unroll
-    for (int c = 0; c < C; c++) o[c] = zero();
+    Folded<C> f;
+    begin_fold(f);
     for (int begin = 0; begin < visible; begin += TILE) {
         int count = visible - begin < TILE ? visible - begin : TILE;
         score(p, q, cache.keys, cache.key_scale, D, count, scale);
         SYNC_LANES();
-        int scored = (count + 31) / 32 * 32, quads = (count + 3) / 4 * 4;  // behind count there is noise: weight 0
-        u32 top = 0;
-        FOR_LANES(j, scored) { u32 u = j < count ? ordered(p[j]) : 0; top = u > top ? u : top; }
-        float m = unordered(all_max(top));
-        if (PROBED && (begin == 0 || ordered(m) > ordered(M))) {
-            u32 before = 0;  // the larger the earlier
-            FOR_LANES(j, scored) {
-                u32 u = j < count && bits(p[j]) == bits(m) ? (u32)(TILE - j) : 0;
-                before = u > before ? u : before;
-            }
-            head.argmax = begin + TILE - (int)all_max(before);
-        }
-        FOR_LANES(j, scored) {
-            float s = p[j] - m;
-            if constexpr (PROBED) shift[j] = j < count ? s : 0.0f;
-            p[j] = j < count ? exponential(s) : 0.0f;
-            if constexpr (IS_SCALED<E>) weight[j] = j < count ? p[j] * cache.value_scale[j] : 0.0f;
-        }
-        SYNC_LANES();
-        float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        for (int j = 0; j < quads; j += 4)
-            for (int i = 0; i < 4; i++) chain[i] = chain[i] + p[j + i];
-        float l_tile = (chain[0] + chain[2]) + (chain[1] + chain[3]) + 0.0f;
-        float M_next = ordered(m) > ordered(M) ? m : M;
-        float a = exponential(M - M_next), b = exponential(m - M_next);
-        if constexpr (PROBED) fold(head, p, shift, begin, count, visible, l, l_tile, M - M_next, m - M_next, a, b);
-        l = fma(b, l_tile, a * l);
+        soften<C, PROBED, E>(f, p, shift, weight, cache.value_scale, begin, count, visible);
 #pragma unroll
-        for (int c = 0; c < C; c++) o[c] = mix(o[c], weight, cache.values + 32 * c, 32 * C, count, a, b);
-        M = M_next;
+        for (int c = 0; c < C; c++) f.o[c] = mix(f.o[c], weight, cache.values + 32 * c, 32 * C, count, f.a, f.b);
         cache.keys += (i64)G * D * TILE, cache.values += (i64)G * TILE * 32 * C;
         if constexpr (IS_SCALED<E>) cache.key_scale += G * TILE, cache.value_scale += G * TILE;
         SYNC_LANES();
     }
-#pragma unroll
-    for (int c = 0; c < C; c++) store(z + 32 * c, div(o[c], splat(l)), D - 32 * c);
-    if constexpr (PROBED) {
-        if (!LEADER) return;
-        float entropy = logarithm(l) - head.u / l;
-        probed[0] = bits(M + logarithm(l));
-        probed[1] = bits(entropy > 0.0f ? entropy : 0.0f);
-        probed[2] = bits(M);
-        probed[3] = bits(head.first / l);
-        probed[4] = bits(head.self / l);
-        probed[5] = bits(head.d / l);
-        probed[6] = (u32)head.argmax;
-        probed[7] = bits(head.previous / l);
-    }
+    end_fold<C, PROBED>(f, z, probed, D);
 }
 
 template <int C, bool PROBED, class E>
 HD void attention(Share share, float* z, u32* heads, const float* q, Stored<E> all, const i32* position, const i32* tile0,
                   const i32* T, int H, int G, int D, int ldz, int ldh, int ldq, float scale) {
     FOR_ITEMS(item, (i64)*T * H) {
-        i64 t = item / H, h = item % H, tile = (i64)tile0[t] * G + h / (H / G);
-        Stored<E> cache = {all.keys + tile * D * TILE, all.values + tile * TILE * 32 * C, nullptr, nullptr};
-        if constexpr (IS_SCALED<E>) cache.key_scale = all.key_scale + tile * TILE, cache.value_scale = all.value_scale + tile * TILE;
-        attend<C, PROBED>(z + t * ldz + h * D, PROBED ? heads + t * ldh + 8 * h : heads, q + t * ldq + h * D, cache, G,
-                          position[t] + 1, D, scale);
+        i64 t = item / H, h = item % H;
+        attend<C, PROBED>(z + t * ldz + h * D, PROBED ? heads + t * ldh + 8 * h : heads, q + t * ldq + h * D,
+                          cache_of<C>(all, tile0[t], h / (H / G), G, D), G, position[t] + 1, D, scale);
     }
 }
+#else
+#include "attention_host.cuh"
+#endif
 
 #define ATTENTION(C)                                                                                              \
     KERNEL(attention_##C, float* z, const float* q, const float* keys, const float* values, const i32* position,  \

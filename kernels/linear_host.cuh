@@ -13,43 +13,16 @@
 // bit-reversed order: 0, 16, 8, 24, 4, ..., so that what the tree of lanes.cuh adds is always the newest two sums of
 // a level; `level` holds one a level, as a binary counter holds digits. Then + (+0) and the bias.
 #pragma once
-#include "lanes.cuh"
+#include "vec_host.cuh"
 
-#if defined(__AVX512F__)
-typedef __m512 vec;
+#if defined(__AVX512F__) || defined(__aarch64__)
 #define STRIP 12
-HD vec every(float x) { return _mm512_set1_ps(x); }
-HD vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 #elif defined(__FMA__)
-typedef __m256 vec;
 #define STRIP 6
-HD vec every(float x) { return _mm256_set1_ps(x); }
-HD vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-typedef float32x4_t vec;
-#define STRIP 12
-HD vec every(float x) { return vdupq_n_f32(x); }
-HD vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
 #else
-typedef float vec __attribute__((vector_size(16)));
 #define STRIP 4
-HD vec every(float x) { return vec{x, x, x, x}; }
-HD vec fma(vec a, vec b, vec c) {
-    for (int i = 0; i < 4; i++) a[i] = fma(a[i], b[i], c[i]);
-    return a;
-}
 #endif
-constexpr int WIDTH = sizeof(vec) / sizeof(float);
-constexpr int PANEL = 2 * WIDTH;  // outputs worked on together
-struct pair { vec v[2]; };        // of one token
-HD pair splat_pair(float x) { return {{every(x), every(x)}}; }
-HD vec load_vec(const float* p) { vec a; memcpy(&a, p, sizeof a); return a; }
-HD pair load_pair(const float* p) { return {{load_vec(p), load_vec(p + WIDTH)}}; }
-HD void store(float* p, const pair& a) { memcpy(p, &a.v[0], sizeof(vec)), memcpy(p + WIDTH, &a.v[1], sizeof(vec)); }
-HD pair fma(const pair& a, const pair& b, const pair& c) { return {{fma(a.v[0], b.v[0], c.v[0]), fma(a.v[1], b.v[1], c.v[1])}}; }
-HD pair add(const pair& a, const pair& b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}}; }
-
+constexpr int PANEL = 2 * WIDTH;    // outputs worked on together; a pair is of one token
 constexpr int LEVELS = 5;           // of the tree over 32 lanes
 constexpr int GROUP = 8;            // strips of tokens that use a lane of w while it is near
 constexpr int FEW = STRIP / 2 + 1;  // tokens that are worth a strip

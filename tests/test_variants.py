@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from checkpoints import make
-from kernel_cases import Case, cases, differences, integers, linear, pattern
+from kernel_cases import Case, cases, differences, integers, linear, pattern, wild
 from llmtrace.blocks import quantized
 from llmtrace.blocks.choices import Choices, subject
 from llmtrace.blocks.variants import PANEL, Ways, room, trial, variants
@@ -91,6 +91,60 @@ def test_tokens_of_a_step_give_the_bits_of_each_alone(built: CpuDevice, kind: st
         one = {"x": case.arrays["x"][t : t + 1], "T": np.array([1], "<i4")}
         alone = Case(case.name, case.arrays | one, case.outputs, case.launches).run(built)["y"]
         assert alone[0].tobytes() == together[t].tobytes()
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize(
+    ("H", "G", "D"), [(4, 2, 64), (3, 3, 40), (40, 1, 32), (8, 2, 72), (4, 4, 128)]
+)
+def test_heads_that_share_a_tile_give_the_bits_of_each_alone(
+    built: CpuDevice, bits: int, H: int, G: int, D: int
+) -> None:
+    """Prompts, single tokens, and a guess whose row of the cache is no number."""
+    rng, chunks = np.random.default_rng(D + H), -(-D // 32)
+    chunks = 8 if chunks > 4 else chunks
+    runs = [(0, range(100, 141)), (2, [255]), (4, [3]), (6, range(129)), (8, range(250, 258))]
+    where = [(tile, p) for tile, positions in runs for p in positions]
+    T, tiles, wide = len(where), 12, 32 * chunks
+    arrays = {
+        "z": pattern(T + 1, H * D),
+        "heads": pattern(T + 1, 8 * H),
+        "q": wild(rng, T, H * D, top=2),
+        "T": np.array([T], np.int32),
+        "position": np.array([p for _, p in where], np.int32),
+        "tile0": np.array([tile for tile, _ in where], np.int32),
+    }
+    values = np.zeros((tiles, G, 128, wide), np.float32)
+    values[..., :D] = wild(rng, tiles, G, 128, D, top=60)
+    held: dict[str, np.ndarray] = {"keys": wild(rng, tiles, G, D, 128, top=3), "values": values}
+    values[1, :, 12:] = np.nan  # of position 140, and behind it
+    if bits == 8:
+        values = np.where(np.isnan(values), 0, values).clip(-127, 127)
+        held = {
+            "keys": rng.integers(-127, 128, (tiles, G, D, 128), np.int8),
+            "values": values.astype(np.int8),
+            "key_scale": np.abs(wild(rng, tiles, G, 128, top=3)),
+            "value_scale": np.abs(wild(rng, tiles, G, 128, top=60)),
+        }
+        held["value_scale"][1, :, 12:] = np.nan
+    kernel = f"probed_attention{'8' if bits == 8 else ''}_{chunks}"
+    sizes = (H, G, D, H * D, 8 * H, H * D, np.float32(D**-0.5))
+    args = ("z", "heads", "q", *held, "position", "tile0", "T", *sizes)
+    case = Case(kernel, arrays | held, ("z", "heads"), [(kernel, args, T * H)])
+    together = case.run(built)
+    assert (together["z"][T] == -7.75).all()
+    for t in range(T):
+        one = {name: arrays[name][t : t + 1] for name in ("q", "position", "tile0")}
+        one["T"] = np.array([1], np.int32)
+        alone = Case(kernel, case.arrays | one, case.outputs, case.launches).run(built)
+        for name in ("z", "heads"):
+            row, other = alone[name][0], together[name][t]
+            if where[t][1] == 140 and name == "z":  # a NaN may have any bits
+                assert (np.isnan(row) == np.isnan(other)).all()
+            else:
+                assert row.tobytes() == other.tobytes(), where[t]
+    assert np.isfinite(together["z"][:40]).all()
+    assert np.isnan(together["z"][40]).any()
 
 
 def interleaved(case: Case, on: CpuDevice) -> Case:
