@@ -27,13 +27,15 @@ HD vec to_float(ints a) {
 }
 
 // Four inputs of SIDE outputs, times four of a token: 8 bits by 8 (Quad, dot8), 4 bits without a sign by 8 (Small, dot4).
-// `parts` is what dot4 adds up in, 8 at most; weigh() multiplies it by a number of 8 bits an output.
+// `parts` is what dot4 adds up in, 8 at most; weigh() multiplies it by a number of 8 bits an output, lowest() two of these by
+// the sums of their 32 inputs.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define UNIT8 4
 #define FLIP8 0x80808080u  // the instruction wants one factor without a sign: dot8_begin takes 128 times the other away
 #define PANELS 4
 #define TOKENS8 6
 #define TOKENS4 3
+#define PANELS4 PANELS
 typedef i8 FACTOR;
 typedef ints parts;
 struct Quad { ints v; };
@@ -53,7 +55,8 @@ HD parts dot4(parts acc, ints w, const i8* x) { return vnni(acc, w, word_at(x));
 #define FLIP8 0
 #define PANELS 2
 #define TOKENS8 6
-#define TOKENS4 3
+#define TOKENS4 6
+#define PANELS4 1
 typedef i16 FACTOR;
 typedef i16 parts __attribute__((vector_size(sizeof(vec))));
 #if defined(__AVX512BW__)
@@ -76,14 +79,20 @@ HD ints dot8(ints acc, const Quad& w, const FACTOR* x) {
     return acc + madd(w.v[0], every_int(word_at(x))) + madd(w.v[1], every_int(word_at(x + 2)));
 }
 HD ints dot8_begin(const i16*) { return ints{}; }
-HD parts dot4(parts acc, ints w, const i8* x) { return acc + maddubs(w, every_int(word_at(x))); }  // 8 * 2 * 15 * 127 < 2^15
+HD parts dot4(parts acc, ints w, const i8* x) {  // 8 * 2 * 15 * 127 < 2^15
+    acc += maddubs(w, every_int(word_at(x)));
+    asm volatile("" : "+v"(acc));  // else gcc makes many products first, and has no room for them
+    return acc;
+}
 HD ints weigh(parts acc, ints scale) { return madd(acc, scale | scale << 16); }
+HD ints lowest(ints low, const i16* sums) { return madd((parts)((low & 255) | (low & 0xff00) << 8), every_int(word_at(sums))); }
 #else
 #define UNIT8 4
 #define FLIP8 0
 #define PANELS 2
 #define TOKENS8 4
 #define TOKENS4 2
+#define PANELS4 PANELS
 typedef i8 FACTOR;
 typedef ints parts;
 struct Quad { ints v; };
@@ -101,6 +110,7 @@ HD parts dot4(parts acc, ints w, const i8* x) { return dot8(acc, {w}, x); }
 #endif
 #ifndef IN_PAIRS
 HD ints weigh(parts acc, ints scale) { return acc * scale; }
+HD ints lowest(ints low, const i16* sums) { return (low & 255) * sums[0] + (low >> 8) * sums[1]; }
 #endif
 struct Small { ints v[2]; };  // the low and the high four bits of bytes
 HD Small read_small(const u8* p) {
@@ -136,17 +146,17 @@ KERNEL(factors, FACTOR* q, float* scale, i16* sums, const float* x, const i32* T
 }
 
 // What a tile of PANELS panels by S tokens has come to, as rows of the output.
-template <int S>
-HD void put(float* y, i64 ldy, const vec (&total)[PANELS][S], const float* bias, int outputs) {
+template <int P, int S>
+HD void put(float* y, i64 ldy, const vec (&total)[P][S], const float* bias, int outputs) {
     for (int s = 0; s < S; s++) {
-        float row[PANEL_ROWS];
-        for (int r = 0; r < PANELS; r++) {
+        float row[P * SIDE];
+        for (int r = 0; r < P; r++) {
             vec end = total[r][s] + every(0.0f);
             memcpy(row + r * SIDE, &end, sizeof end);
         }
         if (bias)
             for (int n = 0; n < outputs; n++) row[n] += bias[n];
-        if (outputs == PANEL_ROWS) memcpy(y + s * ldy, row, sizeof row);
+        if (outputs == P * SIDE) memcpy(y + s * ldy, row, sizeof row);
         else memcpy(y + s * ldy, row, outputs * sizeof(float));
     }
 }
@@ -185,7 +195,7 @@ template <int S> ONCE void tile(float* y, i64 ldy, Eight in, const float* bias, 
                 total[r][s] = fma(to_float(acc[r][s]), scale * every(in.xs[(i64)s * G + g]), total[r][s]);
         }
     }
-    put<S>(y, ldy, total, bias, outputs);
+    put(y, ldy, total, bias, outputs);
 }
 
 struct Four {
@@ -194,19 +204,19 @@ struct Four {
         return {w + n * G * 32, ws + n * G, low + n * G, unit + 2 * n, q + t * G * 64, xs + t * G, sums + 2 * t * G};
     }
 };
-template <int S> ONCE void tile(float* y, i64 ldy, Four in, const float* bias, int outputs, int G) {
-    vec a[PANELS][S], b[PANELS][S];
-    for (int n = 0; n < PANELS * S; n++) a[n / S][n % S] = b[n / S][n % S] = every(0.0f);
+template <int P, int S> ONCE void some_panels(float* y, i64 ldy, Four in, const float* bias, int outputs, int G) {
+    vec a[P][S], b[P][S];
+    for (int n = 0; n < P * S; n++) a[n / S][n % S] = b[n / S][n % S] = every(0.0f);
     for (int g = 0; g < G; g++, in.w += 32 * SIDE, in.ws += SIDE, in.low += SIDE, in.q += 64) {
-        ints sum[PANELS][S];
+        ints sum[P][S];
         for (int half = 0; half < 2; half++) {
-            parts acc[PANELS][S];
+            parts acc[P][S];
 #pragma GCC unroll 8
-            for (int n = 0; n < PANELS * S; n++) acc[n / S][n % S] = parts{};
+            for (int n = 0; n < P * S; n++) acc[n / S][n % S] = parts{};
 #pragma GCC unroll 4
             for (int i = 0; i < 16; i += 4)
 #pragma GCC unroll 8
-                for (int r = 0; r < PANELS; r++) {
+                for (int r = 0; r < P; r++) {
                     const u8* p = in.w + (i64)r * G * 32 * SIDE + (16 * half + i) * SIDE;
                     Small w = read_small(p);
                     if (S == 1) PREFETCH((const char*)p + AHEAD);
@@ -217,30 +227,38 @@ template <int S> ONCE void tile(float* y, i64 ldy, Four in, const float* bias, i
                     }
                 }
 #pragma GCC unroll 8
-            for (int r = 0; r < PANELS; r++) {
+            for (int r = 0; r < P; r++) {
                 ints both = read_twos(in.ws + (i64)r * G * SIDE), scale = half ? both >> 8 : both & 255;
 #pragma GCC unroll 8
                 for (int s = 0; s < S; s++) sum[r][s] = (half ? sum[r][s] : ints{}) + weigh(acc[r][s], scale);
             }
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < PANELS; r++) {
-            ints both = read_twos(in.low + (i64)r * G * SIDE), low0 = both & 255, low1 = both >> 8;
+        for (int r = 0; r < P; r++) {
+            ints low = read_twos(in.low + (i64)r * G * SIDE);
 #pragma GCC unroll 8
             for (int s = 0; s < S; s++) {
                 i64 at = (i64)s * G + g;
                 vec x = every(in.xs[at]);
                 a[r][s] = fma(to_float(sum[r][s]), x, a[r][s]);
-                ints low = low0 * in.sums[2 * at] + low1 * in.sums[2 * at + 1];
-                b[r][s] = fma(to_float(low), x, b[r][s]);
+                b[r][s] = fma(to_float(lowest(low, in.sums + 2 * at)), x, b[r][s]);
             }
         }
     }
-    for (int r = 0; r < PANELS; r++) {
+    for (int r = 0; r < P; r++) {
         vec by_step = read<vec>(in.unit + r * 2 * SIDE), by_low = read<vec>(in.unit + r * 2 * SIDE + SIDE);
         for (int s = 0; s < S; s++) a[r][s] = fma(-by_low, b[r][s], by_step * a[r][s]);
     }
-    put<S>(y, ldy, a, bias, outputs);
+    put(y, ldy, a, bias, outputs);
+}
+
+// One token takes all panels, so that many loads are in flight; several take PANELS4 at a time.
+template <int S> HD void tile(float* y, i64 ldy, const Four& in, const float* bias, int outputs, int G) {
+    constexpr int P = S == 1 ? PANELS : PANELS4;
+    for (int n = 0; n < outputs; n += P * SIDE) {
+        int here = outputs - n < P * SIDE ? outputs - n : P * SIDE;
+        some_panels<P, S>(y + n, ldy, in.at(n, 0, G), bias ? bias + n : bias, here, G);
+    }
 }
 
 template <int S, class In>
