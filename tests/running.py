@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmtrace.engine.request import Request
     from llmtrace.engine.sequence import Trace
 
-CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace"
+CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace" / "kernels"
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from llmtrace.engine.trace import Model
 from llmtrace.introspect.bench import Ceilings, compare, front, sizes, told
 from llmtrace.introspect.cost import Traffic, traffic
 from llmtrace.introspect.plot import plot
-from running import load
+from running import CACHE, load
 
 NAMES = [version.name for version in VERSIONS]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -199,8 +198,7 @@ def test_the_command_prints_what_was_found(tmp_path: Path, folder: Path) -> None
 
 def test_runs_take_what_was_found(folder: Path) -> None:
     call("bench", "-d", "cpu", "-m", folder, "-n", "5", "--numerics", "accuracy", "--no-accuracy")
-    cache = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace" / "kernels"
-    files = [json.loads(path.read_text()) for path in cache.glob("variants-*.json")]
+    files = [json.loads(path.read_text()) for path in CACHE.glob("variants-*.json")]
     assert any("linear_bf16x192x192" in key for file in files for key in file)
 
 

@@ -21,7 +21,7 @@ from llmtrace.device.cuda import CudaDevice
 from llmtrace.device.device import Launch
 from llmtrace.errors import Inconclusive
 
-CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace"
+CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace" / "kernels"
 VALUES = 1 << 20
 FUNCTIONS = {"exp": 1, "log": 1, "sin_cos": 2, "tanh": 1, "erf": 1}
 

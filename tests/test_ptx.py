@@ -17,7 +17,7 @@ from llmtrace.device.compile import kernels_folder
 from llmtrace.errors import Inconclusive, Trouble
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
-CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace"
+CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace" / "kernels"
 KERNELS = kernels_folder()
 HEADERS = {path.name: path.read_text() for path in KERNELS.glob("*.cuh")}
 

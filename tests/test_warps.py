@@ -19,7 +19,7 @@ from llmtrace.device.cuda import CudaDevice
 from llmtrace.device.device import Launch
 from llmtrace.errors import Inconclusive
 
-CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace"
+CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace" / "kernels"
 CASES = [case for family in kernel_cases.FAMILIES for case in kernel_cases.cases(family, 3000)]
 FORWARD, BACKWARD, SHUFFLED = 0, 1, 7
 

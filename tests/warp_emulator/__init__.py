@@ -39,6 +39,7 @@ class Library:
         unit = folder / f"warps-{key.hexdigest()[:32]}.cpp"
         library = unit.with_suffix(".so")
         if not library.exists():
+            folder.mkdir(parents=True, exist_ok=True)
             unit.write_text(text)
             building = unit.with_suffix(".building")
             include = ("-I", str(KERNELS), "-I", str(HERE))
