@@ -12,9 +12,10 @@ from llmtrace.blocks.block import Rows
 from llmtrace.blocks.plan import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from llmtrace.blocks.block import Block
+    from llmtrace.blocks.variants import Ways
     from llmtrace.device.device import Launch
 
 
@@ -26,7 +27,10 @@ class Faulty(Plan):
     def __init__(self, *args: Any, **options: Any) -> None:
         self.launched: dict[str, Launch] = {}
         super().__init__(*args, **options)
-        self._room = {}  # no variants: each block is one launch
+
+    def ways(self, launches: Sequence[Launch], rows: int) -> Ways:
+        """No variants: each block is one launch."""
+        return {"only": [*launches]}
 
     def _launch(self, which: Block, *args: Any) -> Launch:
         self.launched[which.name] = launch = super()._launch(which, *args)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from llmtrace.blocks.block import Block
+    from llmtrace.blocks.variants import Ways
     from llmtrace.device.device import Launch
 
 LAYERS, HEADS, GROUPS, SIZE = 3, 4, 2, 16  # of the model that the faults are made for
@@ -85,6 +86,10 @@ class Machine(Plan):
         fed = int(self._inputs["fed"][0])
         found = np.flatnonzero(self._inputs["position"][:fed] == position)
         return int(found[0]) if len(found) else None
+
+    def ways(self, launches: Sequence[Launch], rows: int) -> Ways:
+        """No variants: each block is one launch."""
+        return {"only": [*launches]}
 
     def run(self, launch: Launch, device: Any) -> None:
         block = self.blocks_of.get(id(launch), (None, None))[0]
