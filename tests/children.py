@@ -29,7 +29,10 @@ MAINTENANCE = "maintenance"  # in the place of a command line
 def start(
     arguments: list[str] | str, environment: dict[str, str], out: Path, now: int | None = None
 ) -> multiprocessing.process.BaseProcess:
-    """Starts a child; its standard output goes to a file, its clock stands at ``now`` if given."""
+    """Starts a child; its standard output goes to a file, standard error to one beside it (.err).
+
+    Its clock stands at ``now`` if given.
+    """
     child = CONTEXT.Process(target=_run, args=(arguments, environment, str(out), now))
     child.start()
     return child
@@ -42,7 +45,7 @@ def _run(
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(out, flags, 0o600), 1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.dup2(os.open(out + ".err", flags, 0o600), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os.environ.update(environment)
         if now is not None:

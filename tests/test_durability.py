@@ -165,7 +165,7 @@ def test_eight_processes_write_to_one_store_without_loss_or_fork(homes):
     acknowledged = []
     for child, out in started:
         child.join()
-        assert child.exitcode == 0
+        assert child.exitcode == 0, Path(f"{out}.err").read_text()
         acknowledged += out.read_text().split()
     assert len(acknowledged) == len({*acknowledged}) == 8 * len(BATCH)
     assert {*acknowledged} == {*writer.chain()[1:]}

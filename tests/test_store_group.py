@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmtrace.errors import Trouble
+from llmtrace.store import loose
+from llmtrace.store import pack as packs
 from llmtrace.store.chain import Event, Store
 from llmtrace.store.keys import Keys, Last
+from llmtrace.store.maintenance import maintain
 from llmtrace.store.pack import Pack
 from llmtrace.verify.audit import audit_chain
 
@@ -102,9 +105,27 @@ def test_both_files_of_a_pack_and_their_folder_are_synced(base, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", watch)
     store.append_all([event(number) for number in range(3)])
-    files = [path.suffix for path in synced if path.name.startswith("tmp_llmtrace-")]
-    assert sorted(files) == [".idx", ".idx", ".pack", ".pack"]
+    files = [path.name.split("-")[-1] for path in synced if path.name.startswith("tmp_llmtrace-")]
+    assert sorted(files) == ["idx", "idx", "pack", "pack"]
     assert [path.name for path in synced].count("pack") == 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_maintenance_in_the_midst_of_writing_takes_nothing_away(base, monkeypatch, count):
+    """Git must not take files on their way for packs; folders that it empties may go."""
+    store, times = opened(base), []
+
+    def after_maintenance(paths, **options):
+        times.append(maintain(store.path, {"PATH": os.environ["PATH"]}))
+        sync(paths, **options)
+
+    sync = loose.sync
+    monkeypatch.setattr(packs, "sync", after_maintenance)
+    monkeypatch.setattr(loose, "sync", after_maintenance)
+    commits = store.append_all([event(number) for number in range(count)])
+    assert times == [True] * (6 if count == 1 else 2)
+    assert [entry.id for entry in opened(base).log()][-2::-1] == commits
+    assert git(base, "fsck", "--strict", "--full") == ""
 
 
 def test_no_group_no_pack(base):

@@ -62,15 +62,13 @@ class Batch:
         """Syncs all files, names them, syncs the folders. Raises Trouble."""
         with durable.troubled("write the store", self._folder.parent):
             sync(self._new.values())
-            for place in self._old:
-                with contextlib.suppress(FileNotFoundError):  # packed meanwhile
-                    durable.sync(place)
+            sync(self._old, packed=True)
             places = {self._place(oid): path for oid, path in self._new.items()}
             for place, path in places.items():
                 _name(path, place)
             self._new.clear()
             folders = {place.parent for place in [*places, *self._old]}
-            sync({self._folder} | {folder for folder in folders if folder.exists()})
+            sync({self._folder} | folders, packed=True)
 
     def discard(self) -> None:
         """Removes what was not published."""
@@ -135,15 +133,20 @@ def refuse_collision(data: bytes) -> None:
         raise Trouble("a part is a SHA-1 collision, which git does not store") from error
 
 
-def sync(paths: Iterable[Path]) -> None:
-    """Syncs files and folders, all at once; raises the first OSError."""
+def sync(paths: Iterable[Path], *, packed: bool = False) -> None:
+    """Syncs files and folders, all at once; raises the first OSError.
+
+    ``packed``: git may have packed what is there, and removed it.
+    """
+    gone = (FileNotFoundError,) if packed else ()
     listed = list(paths)
     errors: list[OSError] = []
 
     def work(share: list[Path]) -> None:
         try:
             for path in share:
-                durable.sync(path)
+                with contextlib.suppress(*gone):
+                    durable.sync(path)
         except OSError as error:
             errors.append(error)
 

@@ -47,7 +47,7 @@ class Pack:
             return
         pack = _pack(list(self._entries.values()))
         index = _index(self._entries, pack[-20:])
-        new = [(self._temporary(end), data) for end, data in ((".pack", pack), (".idx", index))]
+        new = [(self._temporary(end), data) for end, data in (("pack", pack), ("idx", index))]
         place = self._folder / "pack" / f"pack-{pack[-20:].hex()}"
         with durable.troubled("write the store", self._folder.parent):
             for path, data in new:
@@ -55,18 +55,19 @@ class Pack:
                 path.write_bytes(data)
                 path.chmod(0o444)
             sync(path for path, _ in new)
-            for path, _ in new:  # the index last: git looks for packs by it
-                path.rename(place.with_suffix(path.suffix))
+            for end in ("pack", "idx"):  # the index last: git looks for packs by it
+                self._temporary(end).rename(place.with_suffix(f".{end}"))
             durable.sync(place.parent)
         self._entries.clear()
 
     def discard(self) -> None:
         """Removes what was not published."""
-        for end in (".pack", ".idx"):
+        for end in ("pack", "idx"):
             self._temporary(end).unlink(missing_ok=True)
 
     def _temporary(self, end: str) -> Path:
-        return self._stem.with_name(self._stem.name + end)
+        # git takes whatever ends with .idx for an index, packs it again and removes it
+        return self._stem.with_name(f"{self._stem.name}-{end}")
 
 
 def _header(number: int, size: int) -> bytes:
