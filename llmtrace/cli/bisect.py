@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmtrace.cli.caps import capped
-from llmtrace.cli.frame import Session, command
+from llmtrace.cli.frame import Session, command, threads
 from llmtrace.cli.output import plain
 
 if TYPE_CHECKING:
@@ -32,12 +32,7 @@ WIDTH = 9  # of the names of lines
     metavar="NAME|DIR",
     help="Model to compute the law with (default: the one A names).",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    metavar="COUNT",
-    help="CPU threads (default: all cores).",
-)
+@threads
 def bisect(session: Session, a: str, b: str, **options: Any) -> int:
     r"""Find where two records of one job part, and say who is right
 

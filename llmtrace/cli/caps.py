@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmtrace.cli.frame import threads
 from llmtrace.verify import caps
 
 if TYPE_CHECKING:
@@ -82,10 +83,5 @@ _WHERE = (
         metavar="auto|cpu|cuda[:N]",
         help="Where to replay; cannot move a bit (default: auto).",
     ),
-    click.option(
-        "--threads",
-        type=click.IntRange(1, 1024),
-        metavar="COUNT",
-        help="CPU threads (default: all cores).",
-    ),
+    threads,
 )

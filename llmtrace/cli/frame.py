@@ -106,6 +106,15 @@ GLOBAL = [
 ]
 
 
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="COUNT",
+    help="CPU threads (default: all cores).",
+)
+"""Of every command that computes."""
+
+
 class Command(click.Command):
     """A command line of one session: the global options stand anywhere after the program."""
 

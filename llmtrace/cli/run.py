@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmtrace.cli.frame import Session, command
+from llmtrace.cli.frame import Session, command, threads
 from llmtrace.cli.input import is_terminal, read_text
 from llmtrace.errors import Misuse, Trouble
 
@@ -73,12 +73,7 @@ if TYPE_CHECKING:
     metavar="auto|cpu|cuda[:N]",
     help="Where to compute; cannot move a bit (default: auto).",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    metavar="COUNT",
-    help="CPU threads (default: all cores).",
-)
+@threads
 @click.option(
     "--probe",
     type=click.Choice(["off", "stats", "detail"]),
