@@ -4,7 +4,7 @@
 //   interleave      to[n/SIDE, i, n%SIDE] = from[n,i], i < count units of 2 or 4 bytes, each changed by `flip`; rows from N on are 0
 //   factors         quantize, with q as linear8 here multiplies it: FACTOR
 //   panel_linear8   linear8, panel_linear4   linear4, of N rows that are interleaved: w by UNIT8 or 4 bytes, what scales it by 2,
-//                   unit by 4; rows up to a multiple of PANELS * SIDE are there
+//                   unit by 4; rows up to a multiple of PANELS * SIDE are there. near_...: the same in another order
 //
 // Order: a register holds the sums of SIDE outputs, each in the order of the contract.
 // Included behind quantize.cu, whose quantize_rows() it takes.
@@ -266,24 +266,35 @@ HD void tile_of(int size, float* y, i64 ldy, const In& in, const float* bias, in
     if (size == S) tile<S>(y, ldy, in, bias, outputs, G);
     else if constexpr (S > 1) tile_of<S - 1>(size, y, ldy, in, bias, outputs, G);
 }
-// Tokens in groups of nearly the same size, MOST at most, pass over panels that are near.
+// Tokens in groups of nearly the same size, MOST at most, pass over a panel while it is near. With `bytes`, of the factors of a
+// token, only so many tokens as are near as well: then come the other panels, then the next tokens.
+constexpr i64 NEAR_BYTES = 192 << 10;  // bytes
 template <int MOST, class In>
-HD void panels(Share share, float* y, const In& all, const float* bias, int T, int N, int K, i64 ldy) {
-    int G = (K + 63) / 64, groups = (T + MOST - 1) / MOST;
-    FOR_ITEMS(item, (N + PANEL_ROWS - 1) / PANEL_ROWS) {
-        i64 n = item * PANEL_ROWS;
+HD void panels(Share share, float* y, const In& all, const float* bias, int T, int N, int K, i64 ldy, i64 bytes = 0) {
+    int G = (K + 63) / 64, groups = (T + MOST - 1) / MOST, of_part = groups + !groups, count = (N + PANEL_ROWS - 1) / PANEL_ROWS;
+    if (bytes) of_part = NEAR_BYTES > MOST * bytes ? (int)(NEAR_BYTES / (MOST * bytes)) : 1;
+    FOR_ITEMS(item, (i64)(groups + of_part - 1) / of_part * count) {
+        i64 n = item % count * PANEL_ROWS, first = item / count * of_part, last = first + of_part - 1;
         int outputs = N - n < PANEL_ROWS ? (int)(N - n) : PANEL_ROWS;
-        for (int g = 0, t = 0, size; g < groups; g++, t += size) {
-            size = (T - t + groups - g - 1) / (groups - g);
+        for (i64 g = first; g <= last && g < groups; g++) {
+            i64 t = T * g / groups;
+            int size = (int)(T * (g + 1) / groups - t);
             tile_of<MOST>(size, y + t * ldy + n, ldy, all.at(n, t, G), bias ? bias + n : bias, outputs, G);
         }
     }
 }
-KERNEL(panel_linear8, float* y, const u8* w, const u16* ws, const FACTOR* q, const float* xs, const i16* sums,
-       const float* bias, const i32* T, int N, int K, int ldy) {
-    panels<TOKENS8>(share, y, Eight{w, ws, q, xs, sums}, bias, *T, N, K, ldy);
-}
-KERNEL(panel_linear4, float* y, const u8* w, const u16* ws, const u16* low, const float* unit, const i8* q, const float* xs,
-       const i16* sums, const float* bias, const i32* T, int N, int K, int ldy) {
-    panels<TOKENS4>(share, y, Four{w, ws, low, unit, q, xs, sums}, bias, *T, N, K, ldy);
-}
+#define PANEL_LINEAR8(NAME, BYTES)                                                                                        \
+    KERNEL(NAME, float* y, const u8* w, const u16* ws, const FACTOR* q, const float* xs, const i16* sums,                 \
+           const float* bias, const i32* T, int N, int K, int ldy) {                                                      \
+        panels<TOKENS8>(share, y, Eight{w, ws, q, xs, sums}, bias, *T, N, K, ldy, BYTES);                                 \
+    }
+PANEL_LINEAR8(panel_linear8, 0)
+PANEL_LINEAR8(near_panel_linear8, K * (i64)sizeof(FACTOR))
+
+#define PANEL_LINEAR4(NAME, BYTES)                                                                                        \
+    KERNEL(NAME, float* y, const u8* w, const u16* ws, const u16* low, const float* unit, const i8* q, const float* xs,   \
+           const i16* sums, const float* bias, const i32* T, int N, int K, int ldy) {                                     \
+        panels<TOKENS4>(share, y, Four{w, ws, low, unit, q, xs, sums}, bias, *T, N, K, ldy, BYTES);                       \
+    }
+PANEL_LINEAR4(panel_linear4, 0)
+PANEL_LINEAR4(near_panel_linear4, K)

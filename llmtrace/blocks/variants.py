@@ -48,10 +48,12 @@ def variants(
     kind, is_gpu = last.kernel.partition("_")[0], not device.threads
     if [launch.kernel for launch in plain] == ["blake3", "probe"] and not is_gpu:
         return {"apart": plain, "together": [_together(*plain)]}
-    if kind not in {"linear", "linear8", "linear4"}:
+    if kind not in {"linear", "linear8", "linear4", "panel"}:
         return {"only": plain}
     if rows == 1:
         return {"rows": plain}
+    if kind == "panel":
+        return {"rows": plain, "near": [*plain[:-1], replace(last, kernel="near_" + last.kernel)]}
     if kind == "linear":
         other = (
             [replace(last, kernel="tile_" + last.kernel)] if is_gpu else _tiles(last, rows, room)
@@ -63,12 +65,13 @@ def variants(
 def trial(launches: Sequence[Launch], rows: int, device: Device) -> list[Launch]:
     """Gives launches with no more outputs of a linear layer than it takes to compare their ways."""
     *before, last = launches
-    if not last.kernel.startswith("linear"):
+    kind = last.kernel.removeprefix("panel_").partition("_")[0]
+    if kind not in SIZE_AT:
         return [*launches]
-    at = SIZE_AT[last.kernel.partition("_")[0]]
+    at = SIZE_AT[kind]
     n, k = last.args[at : at + 2]
     most = TRIED["cpu" if device.threads else "cuda"] // (rows * k)
-    few = min(n, max(most // PANEL, 4 * device.threads) * PANEL)
+    few = min(n, max(most // PANEL, 4 * device.threads, 1) * PANEL)
     return [*before, replace(last, args=(*last.args[:at], few, *last.args[at + 1 :]), items=few)]
 
 
