@@ -1,11 +1,10 @@
-// wide:           y[t,i] = sum_k w[n,k] * x[t,k] + bias[n], n = row[i], in float64: what a linear layer should have given
+// wide:           y[t,i] = sum_k w[i,k] * x[t,k] + bias[i], in float64: what a linear layer should have given
 // wide_sum:       partial[s,k] = sum of w[n,k] over the 256 rows n of stretch s
 // wide_attention: z[t,h,:] = sum_j softmax_j(q[t,h,:] · k[j,:]) v[j,:] over j < visible[t], in float64
 //
-//   w        (N,K) bf16, f16 or f32, row stride ldw, padded with zeros to a multiple of 32
-//   x        (T,K) f64, row stride ldx, padded with zeros;  bias (N,) f32, or null
-//   row      (R,)  i32 the outputs wanted, or null: rows 0..R-1;  y (T,R) f64, row stride ldy
-//   partial  (ceil(N/256), ldp) f64
+//   w        (R,K) or (N,K) bf16, f16 or f32, row stride ldw, padded with zeros to a multiple of 32
+//   x        (T,K) f64, row stride ldx, padded with zeros;  bias (R,) f32, or null
+//   y        (T,R) f64, row stride ldy;  partial  (ceil(N/256), ldp) f64
 //   q, z     (T,H*D) f64; q is scaled already;  visible (T,) i32
 //   keys     (G,D,S) f64, S a multiple of 32;  values (S,G*D) f64
 //   weight   (T,H,S) f64 scratch: the softmax weights before their division
@@ -40,16 +39,16 @@ HD void wide_dots(double* y, i64 ldy, const W* w, const double* x, i64 ldx, int 
 }
 
 template <class W>
-HD void wide_linear(Share share, double* y, const W* w, const double* x, const float* bias, const i32* row, const i32* count,
-                    int R, int K, int ldy, int ldw, int ldx) {
+HD void wide_linear(Share share, double* y, const W* w, const double* x, const float* bias, const i32* count, int R, int K,
+                    int ldy, int ldw, int ldx) {
     int T = *count, tiles = (T + WIDE_TOKENS - 1) / WIDE_TOKENS;
     FOR_ITEMS(item, (i64)R * tiles) {
-        i64 i = item / tiles, n = row ? row[i] : i, t = item % tiles * WIDE_TOKENS;
-        const W* wn = w + n * ldw;
-        const float* b = bias ? bias + n : bias;
-        if (t + WIDE_TOKENS <= T) wide_dots<WIDE_TOKENS>(y + t * ldy + i, ldy, wn, x + t * ldx, ldx, K, b);
+        i64 i = item / tiles, t = item % tiles * WIDE_TOKENS;
+        const W* wi = w + i * ldw;
+        const float* b = bias ? bias + i : bias;
+        if (t + WIDE_TOKENS <= T) wide_dots<WIDE_TOKENS>(y + t * ldy + i, ldy, wi, x + t * ldx, ldx, K, b);
         else
-            for (; t < T; t++) wide_dots<1>(y + t * ldy + i, ldy, wn, x + t * ldx, ldx, K, b);
+            for (; t < T; t++) wide_dots<1>(y + t * ldy + i, ldy, wi, x + t * ldx, ldx, K, b);
     }
 }
 
@@ -63,10 +62,10 @@ template <class W> HD void wide_stretches(Share share, double* partial, const W*
     }
 }
 
-#define WIDE_LINEAR(W)                                                                                            \
-    KERNEL(wide_##W, double* y, const W* w, const double* x, const float* bias, const i32* row, const i32* T, int R, \
-           int K, int ldy, int ldw, int ldx) {                                                                    \
-        wide_linear(share, y, w, x, bias, row, T, R, K, ldy, ldw, ldx);                                           \
+#define WIDE_LINEAR(W)                                                                                               \
+    KERNEL(wide_##W, double* y, const W* w, const double* x, const float* bias, const i32* T, int R, int K, int ldy, \
+           int ldw, int ldx) {                                                                                       \
+        wide_linear(share, y, w, x, bias, T, R, K, ldy, ldw, ldx);                                                   \
     }
 WIDE_LINEAR(bf16)
 WIDE_LINEAR(f16)

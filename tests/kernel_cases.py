@@ -436,21 +436,19 @@ def _token(rng: Rng, size: int) -> Iterator[Case]:
 
 def _wide(rng: Rng, size: int) -> Iterator[Case]:
     for kind in ("bf16", "f16", "f32"):
-        for T, K, chosen in ((1, 1000, False), (6, 333, True)):
+        for T, K, has_bias in ((1, 1000, False), (6, 333, True)):
             N, ld = size // K + 5, up(K, 32)
             w, x = wild(rng, N, K, top=20), wild(rng, T, K, top=60).astype(np.float64)
             w[0], x[0] = -1e-7, 1e-320  # every product is -0: only the last addition makes it +0
-            R = 4 if chosen else N
             arrays = {
                 "w": stored(padded(w, ld), kind),
                 "x": padded(x, ld),
                 "T": one(T),
-                "y": np.full((T + 1, R + 3), -7.75),
+                "y": np.full((T + 1, N + 3), -7.75),
                 "bias": wild(rng, N, top=20),
-                "row": rng.integers(0, N, R, np.int32),
             }
-            parts = ("bias" if chosen else None, "row" if chosen else None, "T")
-            launch = (f"wide_{kind}", ("y", "w", "x", *parts, R, K, R + 3, ld, ld), T * R)
+            parts = ("bias" if has_bias else None, "T")
+            launch = (f"wide_{kind}", ("y", "w", "x", *parts, N, K, N + 3, ld, ld), T * N)
             yield Case(f"wide_{kind}: {T} tokens, K {K}", arrays, ("y",), [launch])
         K, N = 96, 256 + size // 96
         table = stored(wild(rng, N, K, top=50), kind)

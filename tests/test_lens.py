@@ -84,6 +84,14 @@ def test_lens_is_that_of_transformers(found: Lens, truth: np.ndarray, inside: In
     assert set(held) > {len(truth) - 1}
 
 
+@pytest.mark.parametrize("numerics", ["speed", "memory"])
+def test_lenses_of_all_versions_compare(model: Model, inside: Inside, numerics: str) -> None:
+    """The same streams, the same logits: weights as they are stored."""
+    rows = inside.rows["hook_embed"]
+    other = load(model.checkpoint.path, numerics=numerics)
+    assert lenses._Logits(other)(rows).tobytes() == lenses._Logits(model)(rows).tobytes()
+
+
 def test_last_layer_is_the_run_itself(model: Model, inside: Inside, found: Lens) -> None:
     """To the bit: the same kernels, on the same stream."""
     last = inside.rows[streams(model.architecture.layer_count)[-1]]

@@ -5,14 +5,15 @@ The file is a memory and no setting: whatever it says, the bits are the same.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llmtrace.device.cache import put
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from llmtrace.blocks.variants import Ways
     from llmtrace.device.device import Device, Launch
@@ -45,14 +46,8 @@ class Choices:
         """Takes note of the fastest, and keeps it where that can be done."""
         self._found[size] = min(times, key=lambda name: times[name])
         known = _read(self._path) | self._found  # others may have tried something else meanwhile
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=self._path.parent)
-            with os.fdopen(handle, "w") as file:
-                json.dump(known, file, indent=0, sort_keys=True)
-            Path(part).replace(self._path)
-        except OSError:
-            return  # it is found again by the next who needs it
+        with contextlib.suppress(OSError):  # it is found again by the next who needs it
+            put(self._path, json.dumps(known, indent=0, sort_keys=True).encode())
 
 
 def subject(ways: Ways, rows: int) -> str:
@@ -69,7 +64,7 @@ def _read(path: Path) -> dict[str, str]:
     """Gives what was found before; nothing of a file that says anything else."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     kept = found.items() if isinstance(found, dict) else ()
     return {key: name for key, name in kept if isinstance(name, str)}

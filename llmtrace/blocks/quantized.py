@@ -47,6 +47,14 @@ def nbytes(rows: int, width: int, bits: int) -> int:
     return sum(math.prod(shape) * int(dtype[-1]) for shape, dtype in shapes(rows, width, bits))
 
 
+def held(
+    device: Device, shape: tuple[int, int], bits: int
+) -> tuple[tuple[tuple[int, ...], str], ...]:
+    """Shapes and dtypes of a quantised matrix (N, K) on a device, in whole panels."""
+    count, width = shape
+    return shapes(-(-count // device.panel) * device.panel, width, bits)
+
+
 def room(rows: int, widest: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Says what quantised rows of activations need: shapes and dtypes by name."""
     g = groups(widest)
@@ -58,18 +66,17 @@ def room(rows: int, widest: int) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def quantize(
-    device: Device, stripes: Iterator[tuple[np.ndarray, str]], shape: tuple[int, int], bits: int
+    device: Device, stripes: Iterator[np.ndarray], kind: str, shape: tuple[int, int], bits: int
 ) -> tuple[Array, ...]:
     """Quantises a matrix (N, K) on a device.
 
-    ``stripes`` gives its rows in order, padded to a multiple of 32, each with the name of its type;
+    ``stripes`` gives its rows in order, padded to a multiple of 32, of a type named ``kind``;
     all but the last have a multiple of ``Device.panel`` rows.
     """
-    (count, width), g = shape, groups(shape[1])
-    held = -(-count // device.panel) * device.panel
-    placed = tuple(device.zeros(*each) for each in shapes(held, width, bits))
+    width, g = shape[1], groups(shape[1])
+    placed = tuple(device.zeros(*each) for each in held(device, shape, bits))
     begin = 0
-    for stripe, kind in stripes:
+    for stripe in stripes:
         rows, stored = len(stripe), device.upload(stripe)
         parts = tuple(array[begin:] for array in placed)
         made = parts

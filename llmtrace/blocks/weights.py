@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llmtrace.blocks.block import Matrix, Vector
+    from llmtrace.blocks.packed import Packed
     from llmtrace.device.device import Array, Device
     from llmtrace.model.checkpoint import Checkpoint, Tensor
 
@@ -26,9 +27,8 @@ KERNEL_SUFFIX = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 class Weights:
     """Packed weights, each placed once and shared by all steps."""
 
-    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
-        self._checkpoint = checkpoint
-        self._device = device
+    def __init__(self, checkpoint: Checkpoint, device: Device, packed: Packed) -> None:
+        self._checkpoint, self._device, self._packed = checkpoint, device, packed
         self._placed: dict[Matrix | Vector, Array] = {}
         self._quantized: dict[tuple[Matrix, int], tuple[Array, ...]] = {}
 
@@ -46,45 +46,58 @@ class Weights:
     def matrix(self, matrix: Matrix) -> Array:
         """Gives (N, K') as stored: K padded with zeros to a multiple of 32."""
         if matrix not in self._placed:
-            parts = self._parts(matrix.tensors)
-            if len({part.dtype for part in parts}) == 1:
-                arrays = [part.array() for part in parts]
-            else:
-                arrays = [widen(part) for part in parts]
-            self._placed[matrix] = self._place(arrays)
+            self._placed[matrix] = self._place(self._arrays(matrix))
         return self._placed[matrix]
 
-    def quantized(self, matrix: Matrix, bits: int) -> tuple[Array, ...]:
-        """Gives the arrays of ``kernels/quantize.cu``, as linear layers in integers want them."""
-        if (matrix, bits) not in self._quantized:
-            self._quantized[matrix, bits] = self.made_again(matrix, bits)
-        return self._quantized[matrix, bits]
-
-    def made_again(self, matrix: Matrix, bits: int) -> tuple[Array, ...]:
-        """Gives what ``quantized`` does, made from the checkpoint now."""
-        parts = self._parts(matrix.tensors)
-        shape = sum(part.shape[0] for part in parts), parts[0].shape[1]
-        stripes = self._stripes(parts, shape, self.suffix(matrix))
-        return quantize(self._device, stripes, shape, bits)
-
-    def _stripes(
-        self, parts: list[Tensor], shape: tuple[int, int], kind: str
-    ) -> Iterator[tuple[np.ndarray, str]]:
-        """Gives stacked rows, padded to whole lanes, some at a time, and the name of their type."""
+    def rows(self, matrix: Matrix, index: np.ndarray) -> Array:
+        """Gives chosen rows (R, K') as ``matrix`` does, placed for this call alone."""
         import numpy as np
 
-        panel, (count, width) = self._device.panel, shape
-        arrays = [widen(part) if kind == "f32" else part.array() for part in parts]
-        step = max(panel, STRIPE // (width * arrays[0].itemsize) // panel * panel)
+        arrays = self._arrays(matrix)
         starts = np.cumsum([0, *(len(array) for array in arrays)])
-        for begin in range(0, count, step):
-            end = min(begin + step, count)
-            stripe = np.zeros((end - begin, padded(width)), arrays[0].dtype)
+        if index.max() >= starts[-1]:
+            raise IndexError(f"'{matrix.tensors[0]}' has {starts[-1]} rows")
+        width = arrays[0].shape[1]
+        chosen = np.zeros((len(index), padded(width)), arrays[0].dtype)
+        for array, start in zip(arrays, starts, strict=False):
+            here = (index >= start) & (index < start + len(array))
+            chosen[here, :width] = array[index[here] - start]
+        return self._device.upload(chosen)
+
+    def stripes(self, matrix: Matrix, multiple: int) -> Iterator[np.ndarray]:
+        """Gives the rows as ``matrix`` does, on the host, some at a time.
+
+        All stripes but the last have a multiple of ``multiple`` rows.
+        """
+        import numpy as np
+
+        arrays = self._arrays(matrix)
+        width, kind = arrays[0].shape[1], arrays[0].dtype
+        step = max(multiple, STRIPE // (width * kind.itemsize) // multiple * multiple)
+        starts = np.cumsum([0, *(len(array) for array in arrays)])
+        for begin in range(0, int(starts[-1]), step):
+            end = min(begin + step, int(starts[-1]))
+            stripe = np.zeros((end - begin, padded(width)), kind)
             for array, start in zip(arrays, starts, strict=False):
                 low, high = max(begin, start), min(end, start + len(array))
                 if low < high:
                     stripe[low - begin : high - begin, :width] = array[low - start : high - start]
-            yield stripe, kind
+            yield stripe
+
+    def quantized(self, matrix: Matrix, bits: int) -> tuple[Array, ...]:
+        """Gives the arrays of ``kernels/quantize.cu``, as linear layers in integers want them."""
+        if (matrix, bits) not in self._quantized:
+            made = self._packed.find(matrix, self._shape(matrix), bits)
+            if made is None:
+                made = self.made_again(matrix, bits)
+                self._packed.keep(matrix, bits, made)
+            self._quantized[matrix, bits] = made
+        return self._quantized[matrix, bits]
+
+    def made_again(self, matrix: Matrix, bits: int) -> tuple[Array, ...]:
+        """Gives what ``quantized`` does, made from the checkpoint now."""
+        stripes = self.stripes(matrix, self._device.panel)
+        return quantize(self._device, stripes, self.suffix(matrix), self._shape(matrix), bits)
 
     def suffix(self, matrix: Matrix) -> str:
         """Gives the ending of the names of the kernels that read this storage type."""
@@ -99,6 +112,16 @@ class Weights:
             joined = np.concatenate([widen(part) for part in self._parts(vector.tensors)])
             self._placed[vector] = self._place([joined.reshape(1, -1)]).reshape(-1)
         return self._placed[vector]
+
+    def _shape(self, matrix: Matrix) -> tuple[int, int]:
+        parts = self._parts(matrix.tensors)
+        return sum(part.shape[0] for part in parts), parts[0].shape[1]
+
+    def _arrays(self, matrix: Matrix) -> list[np.ndarray]:
+        """Maps the parts of a matrix, all of one type."""
+        parts = self._parts(matrix.tensors)
+        one = len({part.dtype for part in parts}) == 1
+        return [part.array() if one else widen(part) for part in parts]
 
     def _parts(self, names: tuple[str, ...]) -> list[Tensor]:
         return [self._checkpoint.tensors[name] for name in names]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmtrace.cli.files import write_whole
-from llmtrace.cli.frame import Session, command
+from llmtrace.cli.frame import Session, command, threads
 from llmtrace.cli.output import plain
 from llmtrace.errors import Misuse
 
@@ -40,12 +40,7 @@ CELL = 21
 @click.option(
     "-d", "--device", metavar="auto|cpu|cuda[:N]", help="What to measure (default: auto)."
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    metavar="COUNT",
-    help="CPU threads (default: all cores).",
-)
+@threads
 @click.option(
     "-n",
     "--tokens",
@@ -94,7 +89,7 @@ def bench(session: Session, **options: Any) -> int:
         from llmtrace.engine.trace import Model
 
         given = (outline.checkpoint, outline.architecture, device, outline.id)
-        return Model.place(*given, wanted[numerics])
+        return Model.place(*given, wanted[numerics], session.settings.cache / "packed")
 
     with session.out.progress(None, "measure", "block") as bar:
         found = compare(place, wanted, asked, text, bar.update)
@@ -115,7 +110,7 @@ def bench(session: Session, **options: Any) -> int:
 
 
 def _length(wanted: int | None, context: int) -> int:
-    """Gives the tokens of the prompt: with the two behind it they fit the model's context."""
+    """Gives the tokens of the prompt: with the token behind it they fit the model's context."""
     if wanted and wanted > context - 1:
         raise Misuse(
             f"a prompt of {wanted} and a token more exceed the model's context of {context}",

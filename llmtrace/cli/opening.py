@@ -98,7 +98,8 @@ class Models:
         if key not in self._placed:
             self._device = self._device or open_device(self._session, *self._device_options)
             parts = (outline.checkpoint, outline.architecture, self._device)
-            self._placed[key] = Model.place(*parts, *key)
+            packed = self._session.settings.cache / "packed"
+            self._placed[key] = Model.place(*parts, *key, packed)
         return self._placed[key]
 
     def open(self, name: str, version: Version) -> Model:

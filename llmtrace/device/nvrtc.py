@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtrace.device.cache import put
 from llmtrace.device.compile import sources_digest
 from llmtrace.errors import Inconclusive, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 FLAGS = (
     "-std=c++17",
@@ -106,9 +106,9 @@ def cubins(
 
         def build(source: Path) -> None:
             made = compile_source(source.read_text(), source.name, headers, architecture)
-            _put(folder / f"{source.stem}.log", made.log.encode())
-            _put(folder / f"{source.stem}.ptx", made.ptx.encode())
-            _put(folder / f"{source.stem}.cubin", made.cubin)
+            put(folder / f"{source.stem}.log", made.log.encode())
+            put(folder / f"{source.stem}.ptx", made.ptx.encode())
+            put(folder / f"{source.stem}.cubin", made.cubin)
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -173,15 +173,3 @@ def _whole(cubin: bytes) -> bytes:
 
 def _is_cached(folder: Path, stem: str) -> bool:
     return all((folder / f"{stem}.{kind}").is_file() for kind in ("cubin", "ptx", "log"))
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from llmtrace.blocks.arrays import LOOKED, PROBES, Limits, footprint
 from llmtrace.blocks.choices import Choices
 from llmtrace.blocks.llama import blocks
+from llmtrace.blocks.packed import Packed
 from llmtrace.blocks.plan import Plan
 from llmtrace.blocks.versions import ACCURACY, Version
 from llmtrace.blocks.weights import Weights, first_flaw
@@ -25,6 +26,7 @@ from llmtrace.probes.records import HEAD_WORDS, WORDS, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     import numpy as np
 
@@ -116,9 +118,10 @@ class Model:
         device: Device,
         model_id: str,
         version: Version = ACCURACY,
+        packed: Path | None = None,
     ) -> Model:
-        """Puts the weights on the device."""
-        held = Weights(checkpoint, device), Choices(device)
+        """Puts the weights on the device. ``packed``: where their quantised form is kept."""
+        held = Weights(checkpoint, device, Packed(packed, model_id, device)), Choices(device)
         return cls(checkpoint, architecture, device, *held, model_id, version)
 
     def plan(

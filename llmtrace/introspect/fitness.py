@@ -10,7 +10,7 @@ again, of attention 2 heads; which ones is drawn from the probe seed, so fixed b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -136,6 +136,11 @@ class Local:
             found["ln_final"] = self._norm(last, inside.rows["ln_final.hook_normalized"][None])
         return {name: found[name] for name in (*LAYER_BLOCKS, *OTHERS) if name in found}
 
+    @cached_property
+    def _placed(self) -> dict[str, wide.Layers]:
+        made = self._shape.linear
+        return {k: wide.layers(self._model, made[k], rows) for k, rows in self.sampled.items()}
+
     def _embed(self, inside: Inside) -> np.ndarray:
         tokens = inside.tokens[inside.positions]
         rows = wide.rows_of(self._model, self._shape.table, tokens)
@@ -172,9 +177,8 @@ class Local:
 
         asked, got = [], []
         for kind, rows in self.sampled.items():
-            each = self._shape.linear[kind]
-            asked.append(wide.Outputs(each, self._input(inside, kind), rows))
-            for block, chosen in zip(each, rows, strict=True):
+            asked.append(wide.Outputs(self._placed[kind], self._input(inside, kind)))
+            for block, chosen in zip(self._shape.linear[kind], rows, strict=True):
                 made = np.concatenate([inside.rows[name] for name in _outputs(block)], axis=-1)
                 got.append(made[:, chosen])
         found, at = {}, 0

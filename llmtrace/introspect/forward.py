@@ -141,7 +141,8 @@ class Forward:
         import numpy as np
 
         self._heed()
-        (y,) = wide.linear(self._model, [wide.Outputs([self._blocks[name]], x[None])])
+        layers = wide.layers(self._model, [self._blocks[name]])
+        (y,) = wide.linear(self._model, [wide.Outputs(layers, x[None])])
         return np.asarray(y[0])
 
     def _mix(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 The final norm is *computed anew* for each layer's residual stream, with that stream's own scale
 (nostalgebraist 2020). Taken with the last layer's scale it would only be a change of temperature,
 which makes early layers look uniform; attribution, on the contrary, wants that scale.
-Logits are those of the run's own kernels, so the last layer's are the run's to the bit; the
+Logits are those of the kernels of ``accuracy``, with the weights as they are stored, whatever the
+version: there the last layer's are the run's to the bit, and lenses of all versions compare. The
 numbers made of them are in float64.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.blocks.block import Block, Matrix, Vector
-from llmtrace.blocks.variants import room, variants
+from llmtrace.blocks.variants import room, trial, variants
 from llmtrace.blocks.weights import padded
 from llmtrace.device.device import Launch
 from llmtrace.device.timing import microseconds
@@ -131,7 +132,7 @@ def _pieces(rows: int, floats: int) -> Iterator[tuple[int, int]]:
 
 
 class _Logits:
-    """Feeds rows of the residual stream to the run's own last norm and unembedding."""
+    """Feeds rows of the residual stream to the last norm and the unembedding."""
 
     def __init__(self, model: Model) -> None:
         found = blocks_of(model)
@@ -160,11 +161,13 @@ class _Logits:
         work = int(table.shape[0]) * width * 4 * len(rows)
         shapes = room(len(rows), width, device.threads)
         own = {name: device.zeros(*shape) for name, shape in shapes.items()}
-        ways = variants([Launch(kernel, args, a.vocab_size * len(rows))], len(rows), own, device)
+        plain = [Launch(kernel, args, a.vocab_size * len(rows))]
+        ways = variants(plain, len(rows), own, device)
 
         def tried() -> dict[str, float]:
-            taken = microseconds(device, [*ways.values()], work=work, rounds=1)
-            return dict(zip(ways, taken, strict=True))
+            least = variants(trial(plain, len(rows), device), len(rows), own, device)
+            taken = microseconds(device, [*least.values()], work=work)
+            return dict(zip(least, taken, strict=True))
 
         launches = [
             Launch("rms_norm", (*norm, a.norm_epsilon), len(rows)),

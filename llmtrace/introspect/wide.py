@@ -37,15 +37,22 @@ _blocks: WeakKeyDictionary[Weights, dict[str, Block]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
+class Layers:
+    """Linear blocks of one shape, or R outputs of each, with the weights as they are stored."""
+
+    kernel: str
+    weights: list[Array]
+    """(R, K') each, K padded with zeros to a multiple of 32."""
+    biases: list[Array | None]
+    """(R,) f32 each."""
+
+
+@dataclass(frozen=True)
 class Outputs:
-    """Asks linear blocks of one shape, L of them, for outputs ``rows`` (L, R) of x (L, T, K).
+    """Asks L linear blocks for their outputs of x (L, T, K)."""
 
-    ``rows`` is None for all.
-    """
-
-    blocks: Sequence[Block]
+    layers: Layers
     x: np.ndarray
-    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,12 @@ def matrix_of(block: Block) -> Matrix:
 
 def gain(model: Model, block: Block) -> np.ndarray:
     """Gives the gain of a norm block: (C,) f32."""
+    return _values(model, next(arg for arg in block.args if isinstance(arg, Vector)))
+
+
+def _values(model: Model, vector: Vector) -> np.ndarray:
     import numpy as np
 
-    vector = next(arg for arg in block.args if isinstance(arg, Vector))
     return np.concatenate([widen(model.checkpoint.tensors[name]) for name in vector.tensors])
 
 
@@ -93,31 +103,36 @@ def rows_of(model: Model, matrix: Matrix, index: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
+def layers(model: Model, made: Sequence[Block], rows: np.ndarray | None = None) -> Layers:
+    """Places linear blocks of one shape, to be asked for outputs ``rows`` (L, R), or for all."""
+    weights, biases, placed = model.weights, [], []
+    for n, block in enumerate(made):
+        vector = next((arg for arg in block.args if isinstance(arg, Vector)), None)
+        if rows is None:
+            placed.append(weights.matrix(matrix_of(block)))
+            biases.append(vector and weights.vector(vector))
+        else:
+            placed.append(weights.rows(matrix_of(block), rows[n]))
+            biases.append(vector and model.device.upload(_values(model, vector)[rows[n]]))
+    return Layers("wide_" + weights.suffix(matrix_of(made[0])), placed, biases)
+
+
 def linear(model: Model, asked: Sequence[Outputs]) -> list[np.ndarray]:
     """Gives (L, T, R) f64 for each: the products of ``x`` and the weights, and the biases."""
     import numpy as np
 
-    device, weights = model.device, model.weights
-    launches, results, work = [], [], 0
+    device, launches, results, work = model.device, [], [], 0
     for each in asked:
-        placed = [weights.matrix(matrix_of(block)) for block in each.blocks]
-        (rows_of_w, stride), (layers, count, _) = map(int, placed[0].shape), each.x.shape
-        if each.rows is not None and each.rows.max() >= rows_of_w:
-            raise IndexError(f"'{each.blocks[0].name}' has {rows_of_w} outputs")
-        outputs = rows_of_w if each.rows is None else each.rows.shape[1]
-        rows = None if each.rows is None else device.upload(each.rows.astype(np.int32))
+        placed, biases = each.layers.weights, each.layers.biases
+        (outputs, stride), (layers, count, _) = map(int, placed[0].shape), each.x.shape
         padded_x = np.zeros((layers, count, stride))
         padded_x[..., : each.x.shape[2]] = each.x
         x, y = device.upload(padded_x), device.zeros((layers, count, outputs), "<f8")
         counted = device.upload(np.array([count], np.int32))
         sizes = (outputs, stride, outputs, stride, stride)
-        for n, (block, w) in enumerate(zip(each.blocks, placed, strict=True)):
-            biases = (arg for arg in block.args if isinstance(arg, Vector))
-            bias = next(map(weights.vector, biases), None)
-            chosen = None if rows is None else rows[n]
-            args = (y[n], w, x[n], bias, chosen, counted, *sizes)
-            kernel = "wide_" + weights.suffix(matrix_of(block))
-            launches.append(Launch(kernel, args, outputs * -(-count // 4)))
+        for n, (w, bias) in enumerate(zip(placed, biases, strict=True)):
+            args = (y[n], w, x[n], bias, counted, *sizes)
+            launches.append(Launch(each.layers.kernel, args, outputs * -(-count // 4)))
         results.append(y)
         work += layers * outputs * stride * count * 8
     device.capture(launches).run(work)
@@ -173,17 +188,18 @@ def mean_row(model: Model, matrix: Matrix) -> np.ndarray:
 
     known = _means.setdefault(model.weights, {})
     if matrix not in known:
-        placed = model.weights.matrix(matrix)
-        count, stride = (int(n) for n in placed.shape)
-        stretches = -(-count // STRETCH)
-        partial = model.device.zeros((stretches, stride), "<f8")
-        args = (partial, placed, count, stride, stride, stride)
         kernel = "wide_sum_" + model.weights.suffix(matrix)
-        model.device.capture([Launch(kernel, args, stretches)]).run(count * stride * 8)
-        total = np.zeros(stride)
-        for row in model.device.download(partial):
-            total = total + row
-        width = model.checkpoint.tensors[matrix.tensors[0]].shape[1]
+        width, count = model.checkpoint.tensors[matrix.tensors[0]].shape[1], 0
+        total = np.zeros(padded(width))
+        for stripe in model.weights.stripes(matrix, STRETCH):
+            rows, stride = stripe.shape
+            stretches = -(-rows // STRETCH)
+            partial = model.device.zeros((stretches, stride), "<f8")
+            args = (partial, model.device.upload(stripe), rows, stride, stride, stride)
+            model.device.capture([Launch(kernel, args, stretches)]).run(stripe.size * 8)
+            for row in model.device.download(partial):
+                total = total + row
+            count += rows
         known[matrix] = (total / count)[:width]
     return known[matrix]
 
