@@ -106,8 +106,6 @@ class Machine(Plan):
 class _Stepping:
     """A device that runs a step launch by launch, through the machine."""
 
-    threads = 0  # no variants: each block is one launch, of the kernel that is its law
-
     def __init__(self, device: Any, machine: Machine) -> None:
         self._device, self._machine = device, machine
 
