@@ -8,7 +8,7 @@
 #pragma once
 #include "vec_host.cuh"
 
-constexpr int TOGETHER = 32;  // heads of tokens that share a tile
+constexpr int TOGETHER = 32;  // heads of tokens that share a tile; alone_...: 1
 constexpr int KEYS = 32;     // of a tile that are scored at a time
 
 template <class E> HD void widen_row(float* to, const E* from) {
@@ -164,16 +164,16 @@ template <int C, class E> ONCE void attend(Asking<C>* each, int n, bool is_probe
     }
 }
 
-template <int C, bool PROBED, class E>
+template <int C, bool PROBED, int MOST, class E>
 HD void attention(Share share, float* z, u32* heads, const float* q, Stored<E> all, const i32* position, const i32* tile0,
                   const i32* T, int H, int G, int D, int ldz, int ldh, int ldq, float scale) {
-    // as many tokens as make up TOGETHER if most stand beside another of their sequence, but fewer, or a part of the heads,
+    // as many tokens as make up MOST heads if most stand beside another of their sequence, but fewer, or a part of the heads,
     // where that leaves threads without work
-    int of_group = H / G, tokens = TOGETHER > of_group ? TOGETHER / of_group : 1, heads_of = of_group, neighbours = 0;
+    int of_group = H / G, tokens = MOST > of_group ? MOST / of_group : 1, heads_of = of_group, neighbours = 0;
     for (int t = 1; t < *T; t++) neighbours += tile0[t] == tile0[t - 1];
     if (2 * neighbours < *T) tokens = 1;
     while (tokens > 1 && (i64)((*T + tokens - 1) / tokens) * G < share.count) tokens /= 2;
-    if (tokens == 1 && (i64)*T * G < share.count) heads_of = 1;
+    if (MOST == 1 || (tokens == 1 && (i64)*T * G < share.count)) heads_of = 1;
     i64 parts = H / heads_of;
     Asking<C> each[TOGETHER];
     FOR_ITEMS(item, (*T + tokens - 1) / tokens * parts) {

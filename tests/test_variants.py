@@ -133,6 +133,13 @@ def test_heads_that_share_a_tile_give_the_bits_of_each_alone(
     case = Case(kernel, arrays | held, ("z", "heads"), [(kernel, args, T * H)])
     together = case.run(built)
     assert (together["z"][T] == -7.75).all()
+    sure = [t for t in range(T) if where[t][1] != 140]  # a NaN may have any bits
+    for apart in ("alone_" + kernel, "alone_" + kernel.removeprefix("probed_")):
+        bare = ("z", *args[2:-3], *args[-2:])
+        launch = (apart, args if "probed" in apart else bare, T * H)
+        other = Case(kernel, case.arrays, case.outputs, [launch]).run(built)
+        assert other["z"][sure].tobytes() == together["z"][sure].tobytes(), apart
+        assert "probed" not in apart or np.array_equal(other["heads"], together["heads"])
     for t in range(T):
         one = {name: arrays[name][t : t + 1] for name in ("q", "position", "tile0")}
         one["T"] = np.array([1], np.int32)
@@ -287,7 +294,8 @@ def not_asked() -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '"rows"', "{", '{"ax1x7 8": 3}', '{"ax1x7 8": "gone"}', "\xff", None]
+    "text",
+    ["", "[]", '"rows"', "{", '{"ax1x7 8": 3}', '{"ax1x7 8": "gone"}', "\xff", "[" * 9999, None],
 )
 def test_a_memory_that_says_nothing_is_made_anew(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "variants-build.json"
@@ -298,6 +306,7 @@ def test_a_memory_that_says_nothing_is_made_anew(tmp_path: Path, text: str | Non
     choices = Choices(Threads(2, tmp_path))
     assert choices.take(WAYS, 8, lambda: {"rows": 2.0, "tiles": 1.0}) is FAST
     assert choices.take(WAYS, 8, not_asked) is FAST
+    assert [*tmp_path.iterdir()] == [file]
     if text is not None:
         assert json.loads(file.read_text()) == {"ax1x7 8": "tiles"}
 
@@ -311,7 +320,9 @@ def test_writers_of_a_memory_keep_what_others_found(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == {"x": "rows", "y": "tiles"}
 
 
-@pytest.mark.parametrize("prefer", [("rows", "apart"), ("tiles", "together")])
+@pytest.mark.parametrize(
+    "prefer", [("rows", "apart", "shared"), ("tiles", "near", "together", "alone")]
+)
 @pytest.mark.parametrize("numerics", ["accuracy", "speed", "memory"])
 def test_a_run_is_the_same_in_every_variant(
     tmp_path: Path, prefer: tuple[str, ...], numerics: str

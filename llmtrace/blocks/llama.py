@@ -7,6 +7,7 @@ before (``hook_embed`` for the first).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from llmtrace.blocks.block import Block, Cache, Input, Matrix, Point, Rows, Stride, Vector, Which
@@ -26,7 +27,8 @@ def chunks(head_size: int) -> int:
     return next(c for c in ATTENTION_CHUNKS if 32 * c >= head_size)
 
 
-def blocks(a: Architecture) -> list[Block]:
+@lru_cache(maxsize=4)
+def blocks(a: Architecture) -> tuple[Block, ...]:
     """Lists all blocks: ``angles``, ``embed``, those of each layer, ``ln_final``, ``unembed``."""
     half = a.head_size // 2
     angles = (Rows("cosine", half), Rows("sine", half))
@@ -67,7 +69,7 @@ def blocks(a: Architecture) -> list[Block]:
     for layer in range(a.layer_count):
         found += _attention(a, layer, angles)
         found += _mlp(a, layer)
-    return found + list(_head(a, table))
+    return (*found, *_head(a, table))
 
 
 def names(a: Architecture) -> Names:

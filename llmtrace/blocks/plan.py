@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from llmtrace.model.checkpoint import Checkpoint
 
 SIZES = (4, 16, 64)
-"""Rows of the steps that are captured, beside the most: grids and variants are made for a size."""
+"""Rows of the steps that are captured, beside the most, each at its first use.
+
+Grids and variants are made for a size."""
 POINTS = "points"
 """What reads points, among the names of what a step launches."""
 WIDEST = 1 << 20
@@ -97,9 +99,20 @@ class Plan:
             placed["looked"],
         )
         self._probing = Probing(self, probes, digests=digests)
-        sizes = [*(size for size in SIZES if size < limits.rows), limits.rows]
-        self._steps: dict[int, Step] = {n: device.capture(self._launches(n)) for n in sizes}
+        self._sizes = [*(size for size in SIZES if size < limits.rows), limits.rows]
+        self._steps: dict[int, Step] = {}
         self._look: Step | None = None
+        self._place()
+
+    def _place(self) -> None:
+        """Puts all weights on the device, as its version wants them."""
+        for block in self.blocks:
+            bits = self.version.bits(block) if block.kernel == "linear_" else 0
+            for arg in block.args:
+                if isinstance(arg, Matrix) and bits:
+                    self._weights.quantized(arg, bits)
+                elif isinstance(arg, Matrix | Vector):
+                    self.resolve(arg)
 
     @property
     def nbytes(self) -> int:
@@ -114,8 +127,10 @@ class Plan:
         whose logits are wanted. Results stay in ``results``, ``kept`` and ``tokens()`` until the
         next step: digests, flaws, and where there are probes records, heads and drawn.
         """
-        rows, picks = self._write(feed)
-        size = next(size for size in self._steps if max(rows, picks) <= size)
+        size = next(n for n in self._sizes if max(len(feed["token"]), len(feed["pick"])) <= n)
+        if size not in self._steps:  # before anything is written: trying variants spoils the arena
+            self._steps[size] = self.device.capture(self._launches(size))
+        rows, _ = self._write(feed)
         self._steps[size].run(self._weights.nbytes * rows)
 
     def look(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ Without probes no kernel of theirs is launched; without digests one that only lo
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from llmtrace.device.device import Launch
@@ -23,7 +24,8 @@ class Probing:
     """Reads the points of one plan; ``form`` is the format of the probes, 0 for none."""
 
     def __init__(self, plan: Plan, form: int, *, digests: bool) -> None:
-        self._plan, self.form, self.digests = plan, form, digests
+        self._plan: Plan = weakref.proxy(plan)  # no circle: the memory of a plan goes with it
+        self.form, self.digests = form, digests
         self._columns = {point: column for column, point in enumerate(plan.points)}
         self._layers = plan.architecture.layer_count
 

@@ -48,6 +48,8 @@ def variants(
     kind, is_gpu = last.kernel.partition("_")[0], not device.threads
     if [launch.kernel for launch in plain] == ["blake3", "probe"] and not is_gpu:
         return {"apart": plain, "together": [_together(*plain)]}
+    if "attention" in last.kernel and not is_gpu:
+        return {"shared": plain, "alone": [replace(last, kernel="alone_" + last.kernel)]}
     if kind not in {"linear", "linear8", "linear4", "panel"}:
         return {"only": plain}
     if rows == 1:

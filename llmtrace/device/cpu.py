@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ALONE = 24 << 20
 """Work, in bytes times rows, below which one thread does not wait for others."""
+POOL, SMALL = 16 << 20, 4 << 20
+"""Bytes that arrays of no more than ``SMALL`` share: memory of large pages costs less to touch."""
 
 
 class _Launch(ctypes.Structure):
@@ -43,6 +45,8 @@ class CpuDevice(Device):
         flags: Sequence[str] = FLAGS,
         announce: Callable[[str], None] = lambda _: None,
     ) -> None:
+        import numpy as np
+
         path = host_library(kernels, cache, cxx=cxx, cpu=cpu, flags=flags, announce=announce)
         try:
             self.library = ctypes.CDLL(str(path))
@@ -55,6 +59,7 @@ class CpuDevice(Device):
         self.cache, self.build = cache, f"{path.stem}-{self.threads}"
         self.memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.library.pool_open.restype = ctypes.c_void_p
+        self._left, self._functions = np.empty(0, np.uint8), dict[str, int]()
         self.pool = ctypes.c_void_p(self.library.pool_open(self.threads))
         if not self.pool:
             raise Trouble(f"no memory for {self.threads} threads", "use fewer: --threads 1")
@@ -67,7 +72,17 @@ class CpuDevice(Device):
             self.library.pool_close(self.pool)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        array = _aligned(shape, dtype)
+        import numpy as np
+
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        whole = -(-size // 64) * 64
+        if size > SMALL:
+            array = _aligned(shape, dtype)
+        else:
+            if whole > len(self._left):
+                self._left = _aligned((POOL,), "|u1")
+            array = self._left[:size].view(dtype).reshape(shape)
+            self._left = self._left[whole:]
         array.fill(0)  # touched now: the first step shall not wait for pages
         return array
 
@@ -97,6 +112,13 @@ class CpuDevice(Device):
     def capture(self, launches: Sequence[Launch]) -> Step:
         return _CpuStep(self, launches)
 
+    def function(self, kernel: str) -> int:
+        """Gives the address of a kernel."""
+        if kernel not in self._functions:
+            found = ctypes.cast(getattr(self.library, "launch_" + kernel), ctypes.c_void_p)
+            self._functions[kernel] = found.value or 0
+        return self._functions[kernel]
+
     def describe(self) -> dict[str, str]:
         return {"device": "cpu", "machine": platform.machine(), "compiler": self._build}
 
@@ -116,9 +138,8 @@ class _CpuStep(Step):
         self._list = (_Launch * len(launches))(*(packed[id(launch)] for launch in launches))
 
     def _packed(self, launch: Launch) -> _Launch:
-        function = getattr(self._device.library, "launch_" + launch.kernel)
         words = self._words[id(launch)]
-        return _Launch(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(words))
+        return _Launch(self._device.function(launch.kernel), ctypes.addressof(words))
 
     def run(self, work: int) -> None:
         alone = int(work < ALONE)

@@ -44,6 +44,8 @@ CONCURRENT = 64
 """Most sequences that run at the same time."""
 CACHE_SHARE = 4
 """One part in so many of a device's memory is for the KV cache, whoever else could run as well."""
+GUESSED = 64
+"""Rows of a step at least, for guesses of what comes next."""
 LOGITS_BYTES = 64 << 20
 """Most memory for the logits of one step."""
 LOOKED_BYTES = 64 << 20
@@ -172,13 +174,16 @@ class Model:
         return footprint(a, limits, keep, threads=threads, version=self.version) + positions * row
 
     def _limits(self, requests: Iterable[Request], chunk: int) -> Limits:
+        requests = list(requests)
         positions = sum(checked(requests, self.architecture))
         sizes = sorted(map(tiles_of, requests), reverse=True)[:CONCURRENT]
         none = Limits(1, 1, 0, 1, 0)
         tile, row = self._bytes(none, tiles=1), self._bytes(none, looked=1)
         room = self.device.memory // CACHE_SHARE
         together = sum(n == 0 or tile * tiles <= room for n, tiles in enumerate(accumulate(sizes)))
-        rows = max(min(chunk, positions), together)
+        fed = sum(len(request.prompt) + len(request.forced or ()) for request in requests)
+        even = -(-fed // -(-fed // chunk))  # passes over prompts are of one size
+        rows = max(even, min(chunk, positions, GUESSED), together)
         picks = max(together, min(rows, LOGITS_BYTES // (4 * self.architecture.vocab_size)))
         looked = max(LOOKED, min(LOOKED * together, LOOKED_BYTES // row))
         return Limits(rows, picks, sum(sizes[:together]), together, looked)

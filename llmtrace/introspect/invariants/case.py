@@ -78,7 +78,7 @@ class Case:
         return self.model.architecture
 
     @cached_property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> tuple[Block, ...]:
         """All basic blocks, in the order in which they run."""
         return blocks(self.architecture)
 
