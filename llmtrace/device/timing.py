@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,12 @@ def microseconds(
     work: int,
     rounds: int = ROUNDS,
     least: float = LEAST_US,
+    most: float = math.inf,
 ) -> list[float]:
     """Times lists of launches, in turn, so that what disturbs meets all of them.
 
-    ``work`` as of ``Step.run``; ``least`` in microseconds.
+    ``work`` as of ``Step.run``. ``least``: microseconds of a measurement; ``most``: of all, after
+    which two are enough.
     """
     steps, times = [], []
     for launches in ways:
@@ -34,7 +37,9 @@ def microseconds(
         _time(once, work)
         times.append(max(1, round(least / max(_time(once, work), 1.0))))
         steps.append(once if times[-1] == 1 else device.capture([*launches] * times[-1]))
-    taken = [[_time(step, work) for step in steps] for _ in range(rounds)]
+    taken: list[list[float]] = []
+    while len(taken) < rounds and (len(taken) < 2 or sum(map(sum, taken)) < most):
+        taken.append([_time(step, work) for step in steps])
     return [min(each) / count for each, count in zip(zip(*taken, strict=True), times, strict=True)]
 
 
