@@ -18,6 +18,7 @@ from llmtrace.device.compile import kernels_folder
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.device import Launch
 from llmtrace.engine.request import Request
+from llmtrace.engine.trace import Done, trace
 from running import CACHE, device, load, run
 
 if TYPE_CHECKING:
@@ -340,3 +341,17 @@ def test_a_run_is_the_same_in_every_variant(
         assert one.observer
         assert two.observer
         assert one.observer.parts() == two.observer.parts()
+
+
+def test_trials_read_only_what_is_there(tmp_path: Path) -> None:
+    """Whatever the step before was told, and however small the cache is."""
+    here = CpuDevice(kernels_folder(), CACHE, threads=2)
+    here.cache = tmp_path / "nothing tried"
+    model, asked = load(make(tmp_path / "model"), here), [Request((1, 2, 3), 5)]
+    plan = model.plan(asked)
+    for name in ("tile0", "position"):
+        plan.input(name)[:] = 1 << 24  # far behind the end of the cache
+    (done,) = (event for event in trace(model, plan, asked) if isinstance(event, Done))
+    assert [*here.cache.iterdir()]
+    (plain,) = run(load(tmp_path / "model"), asked)
+    assert done.trace.commitment == plain.commitment

@@ -279,8 +279,10 @@ class Plan:
 
         reads = any(launch.kernel == "blake3" for launch in next(iter(ways.values())))
         fed = min(rows, READ) if reads else rows
-        begin = max(min(self.limits.tiles * TILE, BEHIND) - fed, 0)
-        self.device.write(self._inputs["position"], begin + np.arange(fed, dtype=np.int32))
+        end = min(self.limits.tiles * TILE, BEHIND)
+        position = np.clip(np.arange(end - fed, end, dtype=np.int32), 0, None)
+        self.device.write(self._inputs["position"], position)
+        self.device.write(self._inputs["tile0"], np.zeros(fed, np.int32))
         self.pretend(fed, min(fed, self.limits.picks))
         work = self._weights.nbytes * fed
         taken = microseconds(self.device, [*ways.values()], work=work, most=TRIED_US)
