@@ -242,40 +242,41 @@ HD void attention(Share share, float* z, u32* heads, const float* q, Stored<E> a
 #include "attention_host.cuh"
 #endif
 
-#define ATTENTION(NAME, C, MOST)                                                                                              \
-    KERNEL(NAME##attention_##C, float* z, const float* q, const float* keys, const float* values, const i32* position,        \
+#define ATTENTION(C)                                                                                                          \
+    KERNEL(attention_##C, float* z, const float* q, const float* keys, const float* values, const i32* position,              \
            const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldq, float scale) {                              \
-        attention<C, false, MOST>(share, z, nullptr, q, Stored<float>{keys, values, nullptr, nullptr}, position, tile0, T, H, \
-                                  G, D, ldz, 0, ldq, scale);                                                                  \
+        attention<C, false, TOGETHER>(share, z, nullptr, q, Stored<float>{keys, values, nullptr, nullptr}, position, tile0,   \
+            T, H, G, D, ldz, 0, ldq, scale);                                                                                  \
     }                                                                                                                         \
-    KERNEL(NAME##attention8_##C, float* z, const float* q, const i8* keys, const i8* values, const float* key_scale,          \
+    KERNEL(attention8_##C, float* z, const float* q, const i8* keys, const i8* values, const float* key_scale,                \
            const float* value_scale, const i32* position, const i32* tile0, const i32* T, int H, int G, int D, int ldz,       \
            int ldq, float scale) {                                                                                            \
-        attention<C, false, MOST>(share, z, nullptr, q, Stored<i8>{keys, values, key_scale, value_scale}, position, tile0, T, \
-                                  H, G, D, ldz, 0, ldq, scale);                                                               \
+        attention<C, false, TOGETHER>(share, z, nullptr, q, Stored<i8>{keys, values, key_scale, value_scale}, position, tile0,\
+            T, H, G, D, ldz, 0, ldq, scale);                                                                                  \
     }
-#define OF_EVERY_SIZE(ONE, NAME, MOST) ONE(NAME, 1, MOST) ONE(NAME, 2, MOST) ONE(NAME, 3, MOST) ONE(NAME, 4, MOST) ONE(NAME, 8, MOST)
-OF_EVERY_SIZE(ATTENTION, , TOGETHER)
-#ifndef ON_CUDA
-OF_EVERY_SIZE(ATTENTION, alone_, 1)
-#endif
+ATTENTION(1)
+ATTENTION(2)
+ATTENTION(3)
+ATTENTION(4)
+ATTENTION(8)
 
-#define PROBED_ATTENTION(NAME, C, MOST)                                                                                       \
-    KERNEL(NAME##probed_attention_##C, float* z, u32* heads, const float* q, const float* keys, const float* values,          \
+#define PROBED_ATTENTION(C)                                                                                                   \
+    KERNEL(probed_attention_##C, float* z, u32* heads, const float* q, const float* keys, const float* values,                \
            const i32* position, const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldh, int ldq,               \
            float scale) {                                                                                                     \
-        attention<C, true, MOST>(share, z, heads, q, Stored<float>{keys, values, nullptr, nullptr}, position, tile0, T, H, G, \
-                                 D, ldz, ldh, ldq, scale);                                                                    \
+        attention<C, true, TOGETHER>(share, z, heads, q, Stored<float>{keys, values, nullptr, nullptr}, position, tile0,      \
+            T, H, G, D, ldz, ldh, ldq, scale);                                                                                \
     }                                                                                                                         \
-    KERNEL(NAME##probed_attention8_##C, float* z, u32* heads, const float* q, const i8* keys, const i8* values,               \
+    KERNEL(probed_attention8_##C, float* z, u32* heads, const float* q, const i8* keys, const i8* values,                     \
            const float* key_scale, const float* value_scale, const i32* position, const i32* tile0, const i32* T, int H,      \
            int G, int D, int ldz, int ldh, int ldq, float scale) {                                                            \
-        attention<C, true, MOST>(share, z, heads, q, Stored<i8>{keys, values, key_scale, value_scale}, position, tile0, T, H, \
-                                 G, D, ldz, ldh, ldq, scale);                                                                 \
+        attention<C, true, TOGETHER>(share, z, heads, q, Stored<i8>{keys, values, key_scale, value_scale}, position, tile0,   \
+            T, H, G, D, ldz, ldh, ldq, scale);                                                                                \
     }
 #ifndef NO_PROBES  // a test compares the code of the others with and without
-OF_EVERY_SIZE(PROBED_ATTENTION, , TOGETHER)
-#ifndef ON_CUDA
-OF_EVERY_SIZE(PROBED_ATTENTION, alone_, 1)
-#endif
+PROBED_ATTENTION(1)
+PROBED_ATTENTION(2)
+PROBED_ATTENTION(3)
+PROBED_ATTENTION(4)
+PROBED_ATTENTION(8)
 #endif

@@ -192,3 +192,33 @@ HD void attention(Share share, float* z, u32* heads, const float* q, Stored<E> a
             }
     }
 }
+
+#define ALONE_ATTENTION(C)                                                                                                    \
+    KERNEL(alone_attention_##C, float* z, const float* q, const float* keys, const float* values, const i32* position,        \
+           const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldq, float scale) {                              \
+        attention<C, false, 1>(share, z, nullptr, q, Stored<float>{keys, values, nullptr, nullptr}, position, tile0,          \
+            T, H, G, D, ldz, 0, ldq, scale);                                                                                  \
+    }                                                                                                                         \
+    KERNEL(alone_attention8_##C, float* z, const float* q, const i8* keys, const i8* values, const float* key_scale,          \
+           const float* value_scale, const i32* position, const i32* tile0, const i32* T, int H, int G, int D, int ldz,       \
+           int ldq, float scale) {                                                                                            \
+        attention<C, false, 1>(share, z, nullptr, q, Stored<i8>{keys, values, key_scale, value_scale}, position, tile0,       \
+            T, H, G, D, ldz, 0, ldq, scale);                                                                                  \
+    }                                                                                                                         \
+    KERNEL(alone_probed_attention_##C, float* z, u32* heads, const float* q, const float* keys, const float* values,          \
+           const i32* position, const i32* tile0, const i32* T, int H, int G, int D, int ldz, int ldh, int ldq,               \
+           float scale) {                                                                                                     \
+        attention<C, true, 1>(share, z, heads, q, Stored<float>{keys, values, nullptr, nullptr}, position, tile0,             \
+            T, H, G, D, ldz, ldh, ldq, scale);                                                                                \
+    }                                                                                                                         \
+    KERNEL(alone_probed_attention8_##C, float* z, u32* heads, const float* q, const i8* keys, const i8* values,               \
+           const float* key_scale, const float* value_scale, const i32* position, const i32* tile0, const i32* T, int H,      \
+           int G, int D, int ldz, int ldh, int ldq, float scale) {                                                            \
+        attention<C, true, 1>(share, z, heads, q, Stored<i8>{keys, values, key_scale, value_scale}, position, tile0,          \
+            T, H, G, D, ldz, ldh, ldq, scale);                                                                                \
+    }
+ALONE_ATTENTION(1)
+ALONE_ATTENTION(2)
+ALONE_ATTENTION(3)
+ALONE_ATTENTION(4)
+ALONE_ATTENTION(8)

@@ -283,18 +283,19 @@ HD void panels(Share share, float* y, const In& all, const float* bias, int T, i
         }
     }
 }
-#define PANEL_LINEAR8(NAME, BYTES)                                                                                        \
-    KERNEL(NAME, float* y, const u8* w, const u16* ws, const FACTOR* q, const float* xs, const i16* sums,                 \
-           const float* bias, const i32* T, int N, int K, int ldy) {                                                      \
-        panels<TOKENS8>(share, y, Eight{w, ws, q, xs, sums}, bias, *T, N, K, ldy, BYTES);                                 \
-    }
-PANEL_LINEAR8(panel_linear8, 0)
-PANEL_LINEAR8(near_panel_linear8, K * (i64)sizeof(FACTOR))
-
-#define PANEL_LINEAR4(NAME, BYTES)                                                                                        \
-    KERNEL(NAME, float* y, const u8* w, const u16* ws, const u16* low, const float* unit, const i8* q, const float* xs,   \
-           const i16* sums, const float* bias, const i32* T, int N, int K, int ldy) {                                     \
-        panels<TOKENS4>(share, y, Four{w, ws, low, unit, q, xs, sums}, bias, *T, N, K, ldy, BYTES);                       \
-    }
-PANEL_LINEAR4(panel_linear4, 0)
-PANEL_LINEAR4(near_panel_linear4, K)
+KERNEL(panel_linear8, float* y, const u8* w, const u16* ws, const FACTOR* q, const float* xs, const i16* sums,
+       const float* bias, const i32* T, int N, int K, int ldy) {
+    panels<TOKENS8>(share, y, Eight{w, ws, q, xs, sums}, bias, *T, N, K, ldy);
+}
+KERNEL(near_panel_linear8, float* y, const u8* w, const u16* ws, const FACTOR* q, const float* xs, const i16* sums,
+       const float* bias, const i32* T, int N, int K, int ldy) {
+    panels<TOKENS8>(share, y, Eight{w, ws, q, xs, sums}, bias, *T, N, K, ldy, K * (i64)sizeof(FACTOR));
+}
+KERNEL(panel_linear4, float* y, const u8* w, const u16* ws, const u16* low, const float* unit, const i8* q,
+       const float* xs, const i16* sums, const float* bias, const i32* T, int N, int K, int ldy) {
+    panels<TOKENS4>(share, y, Four{w, ws, low, unit, q, xs, sums}, bias, *T, N, K, ldy);
+}
+KERNEL(near_panel_linear4, float* y, const u8* w, const u16* ws, const u16* low, const float* unit, const i8* q,
+       const float* xs, const i16* sums, const float* bias, const i32* T, int N, int K, int ldy) {
+    panels<TOKENS4>(share, y, Four{w, ws, low, unit, q, xs, sums}, bias, *T, N, K, ldy, K);
+}

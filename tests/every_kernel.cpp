@@ -284,14 +284,17 @@ static void scores() {
     for (auto& half : w) half = (u16)(bits(value()) >> 16);
     i32 row[] = {299, 0, 17};
     List<double> y(5 * N), some(5 * 3), sums(2 * ld);
-    launch(launch_wide_bf16, y.data(), w.data(), x.data(), bias.data(), (const void*)nullptr, &five, N, K, N, ld, ld);
+    launch(launch_wide_bf16, y.data(), w.data(), x.data(), bias.data(), &five, N, K, N, ld, ld);
     report("wide_bf16", y);
-    launch(launch_wide_f32, some.data(), single.data(), x.data(), (const void*)nullptr, (const i32*)row, &five, 3, K, 3, ld, ld);
+    List<float> chosen(3 * ld);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < ld; k++) chosen[i * ld + k] = single[row[i] * ld + k];
+    launch(launch_wide_f32, some.data(), chosen.data(), x.data(), (const void*)nullptr, &five, 3, K, 3, ld, ld);
     report("wide_f32", some);
     launch(launch_wide_sum_bf16, sums.data(), w.data(), N, K, ld, ld);
     report("wide_sum_bf16", sums);
     for (auto& half : w) half &= 0xbfff;  // finite halves
-    launch(launch_wide_f16, y.data(), w.data(), x.data(), bias.data(), (const void*)nullptr, &five, N, K, N, ld, ld);
+    launch(launch_wide_f16, y.data(), w.data(), x.data(), bias.data(), &five, N, K, N, ld, ld);
     report("wide_f16", y);
     constexpr int H = 4, G = 2, D = 24, S = 96;
     auto near = [](size_t n) { List<double> v(n); for (auto& x : v) x = from_bits((next() & 0x80ffffffu) | 0x3e000000u); return v; };

@@ -263,7 +263,7 @@ def test_the_memory_of_a_plan_is_known_before_it_is_made(
     taken.clear()
     model.plan([request], keep=keep)
     size = sum(array.nbytes for array in taken)
-    limits = Limits(256, 256, 3, 1)
+    limits = Limits(165, 165, 3, 1)  # 330 positions in two passes
     threads = model.device.threads
     assert footprint(model.architecture, limits, keep, threads=threads) == size
     positions, points = 329, 1 + 2 * 17 + 4
