@@ -1,4 +1,4 @@
-"""Looks at the indexes of packs before libgit2 does, which trusts the offsets in them.
+"""Looks at the indexes of packs before anybody follows them; libgit2 trusts their offsets.
 
 An index is made by whoever packs, so in a store that somebody handed over it is a stranger's
 (packs that were fetched have indexes of git's own making here). An offset beyond the end of

@@ -1,7 +1,8 @@
 """A bare git repository as objects and branches: the only file that knows pygit2.
 
 Sizes are looked at before contents are read, and nothing of a repository is executed or
-followed. What is written is on the disk before the call returns.
+followed: objects are read by ``loose`` and ``packed``, and libgit2 keeps the branches. What
+is written is on the disk before the call returns.
 """
 
 import contextlib
@@ -11,17 +12,14 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmtrace.errors import Trouble
 from llmtrace.store import durable
 from llmtrace.store.index import check_indexes
 from llmtrace.store.loose import Batch, Loose, object_id
 from llmtrace.store.pack import Pack
+from llmtrace.store.packed import Packed, Packs
 from llmtrace.store.revision import resolve
-
-if TYPE_CHECKING:
-    import pygit2
 
 _CONFIG = """\
 [core]
@@ -44,25 +42,28 @@ _CONFIG = """\
 _HEAD = "refs/heads/main"  # of a store without a node of its own
 _HEAD_LIMIT = 4096  # bytes
 _PLAIN_LIMIT = 64 << 20  # bytes of a file that libgit2 reads whole: configuration, packed refs
+_MOVES = 3  # tries to find an object that git moves meanwhile
 _STALE = 1.0  # seconds after which a ref's lock file belongs to a dead process
-_KINDS = ("", "commit", "tree", "blob", "tag")  # by git's numbers
 
 
 class Objects:
     """The objects and branches of one bare repository (SHA-1, files)."""
 
-    def __init__(
-        self,
-        path: Path,
-        repository: "pygit2.Repository",
-        folders: Iterable[Path],
-        extra: tuple[Path, ...] = (),
-    ) -> None:
+    def __init__(self, path: Path, extra: tuple[Path, ...]) -> None:
+        import pygit2
+        from pygit2.enums import RepositoryOpenFlag as Flag
+
         self.path = path
         self.extra = extra  # more folders of objects that are read
-        self._loose_folders = _fans(folders)
-        self._repository = repository
-        self._odb = repository.odb
+        self._look()
+        _close_off()
+        try:
+            self._repository = pygit2.Repository(str(path), Flag.NO_SEARCH | Flag.BARE)
+            self._odb = self._repository.odb
+            for folder in extra:
+                self._odb.add_disk_alternate(str(folder))
+        except (pygit2.GitError, OSError) as error:
+            raise Trouble(f"cannot open the store '{path}': {_why(error)}") from error
 
     @classmethod
     def open(cls, path: Path, extra: Iterable[Path] = ()) -> "Objects":
@@ -70,25 +71,13 @@ class Objects:
 
         ``extra`` are more folders of objects to read from.
         """
-        import pygit2
-        from pygit2.enums import RepositoryOpenFlag as Flag
-
         with durable.troubled("read", path):
             exists = (path / "HEAD").is_file()
             if not exists:
                 hint = f"make one with 'llmtrace init --store {path}'"
                 raise Trouble(f"no store at '{path}'", hint)
             _refuse_odd(path)
-        extra = tuple(extra)
-        folders = [one for each in (path / "objects", *extra) for one in check_indexes(each)]
-        _close_off()
-        try:
-            repository = pygit2.Repository(str(path), Flag.NO_SEARCH | Flag.BARE)
-            for folder in extra:
-                repository.odb.add_disk_alternate(str(folder))
-            return cls(path, repository, folders, extra)
-        except (pygit2.GitError, OSError) as error:
-            raise Trouble(f"cannot open the store '{path}': {_why(error)}") from error
+        return cls(path, tuple(extra))
 
     @staticmethod
     def create(path: Path) -> None:
@@ -114,19 +103,11 @@ class Objects:
 
         They are compared with the id, unless the caller proves them by better digests.
         """
-        import pygit2
-
         try:
-            loose = self._loose(oid)
-            found, size = (loose.kind, loose.size) if loose else self._header(oid)
-            if found != kind:
-                raise Trouble(f"object '{oid[:8]}' is no {kind}")
-            if size > limit:
-                raise Trouble(f"object '{oid[:8]}' has {size} bytes, at most {limit} are read")
-            data = self._contents(oid, loose)
+            data = self._contents(oid, kind, limit)
         except KeyError:
             raise Trouble(f"object '{oid[:8]}' is missing") from None
-        except (pygit2.GitError, ValueError, OSError, zlib.error) as error:
+        except (ValueError, OSError, zlib.error) as error:
             raise Trouble(f"object '{oid[:8]}' cannot be read: {_why(error)}") from error
         if not proven and object_id(kind, data) != oid:
             raise Trouble(f"object '{oid[:8]}' is damaged: its contents have another id")
@@ -134,26 +115,39 @@ class Objects:
 
     def kind(self, oid: str) -> str:
         """Whether an object is a commit, tree, blob or tag; raises KeyError and ValueError."""
-        loose = self._loose(oid)
-        return loose.kind if loose else self._header(oid)[0]
+        return self._find(oid).kind
 
-    def _header(self, oid: str) -> tuple[str, int]:
-        number, size = self._odb.read_header(oid)
-        return _KINDS[number], size
-
-    def _contents(self, oid: str, loose: Loose | None) -> bytes:
-        if loose:
-            with contextlib.suppress(FileNotFoundError):  # packed meanwhile
-                return loose.contents()
-        data: bytes = self._odb.read(oid)[1]
-        return data
-
-    def _loose(self, oid: str) -> Loose | None:
-        """The object as a file that was here when the store was opened."""
-        for folder in self._loose_folders.get(oid[:2], ()):
+    def _contents(self, oid: str, kind: str, limit: int) -> bytes:
+        """Raises KeyError, OSError, zlib.error, ValueError; Trouble for another kind or size."""
+        for _ in range(_MOVES):
+            found = self._find(oid)
+            if found.kind != kind:
+                raise Trouble(f"object '{oid[:8]}' is no {kind}")
+            if found.size > limit:
+                size = f"{found.size} bytes, at most {limit} are read"
+                raise Trouble(f"object '{oid[:8]}' has {size}")
             with contextlib.suppress(FileNotFoundError):
-                return Loose(folder / oid[2:])
-        return None
+                return found.contents()
+        raise KeyError(oid)
+
+    def _find(self, oid: str) -> Loose | Packed:
+        """The object in a file or a pack, wherever git put it meanwhile; raises KeyError."""
+        for _ in range(_MOVES):
+            for folder in self._loose_folders.get(oid[:2], ()):
+                with contextlib.suppress(FileNotFoundError):
+                    return Loose(folder / oid[2:])
+            found = self._packs.find(oid)
+            if found:
+                return found
+            self._look()
+        raise KeyError(oid)
+
+    def _look(self) -> None:
+        """Looks where objects are; later ones may be in other folders and packs. Raises Trouble."""
+        places = (self.path / "objects", *self.extra)
+        folders = [folder for place in places for folder in check_indexes(place)]
+        self._loose_folders = _fans(folders)
+        self._packs = Packs(folders)
 
     @contextlib.contextmanager
     def writing(self, name: str, *, many: bool = False) -> Iterator[Batch | Pack]:
@@ -311,11 +305,10 @@ def _fans(folders: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def _close_off() -> None:
-    """Keeps libgit2 from the configuration of user and machine, and from hashing all it reads.
+    """Keeps libgit2 from the configuration of user and machine.
 
     It asks who owns a repository because configuration can name programs; nothing here
-    runs any, so a store may belong to somebody else. Its SHA-1 takes three times as long
-    as that of ``read``, and a fifth of an audit.
+    runs any, so a store may belong to somebody else.
     """
     from pygit2 import settings
     from pygit2.enums import ConfigLevel as Level
@@ -323,8 +316,6 @@ def _close_off() -> None:
     for level in (Level.SYSTEM, Level.XDG, Level.GLOBAL, Level.PROGRAMDATA):
         settings.search_path[level] = ""
     settings.owner_validation = False
-    settings.enable_strict_hash_verification(False)
-    settings.enable_caching(False)  # of 256 MiB: what is read here is read once
 
 
 def _why(error: Exception) -> str:
