@@ -93,7 +93,7 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
 def test_a_file_that_is_not_sound_is_made_again(
-    folder: Path, tmp_path: Path, spoil: object
+    folder: Path, tmp_path: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
     expected = ran(folder, "memory", tmp_path / "packed").commitment
     kept = {path: path.read_bytes() for path in files(tmp_path / "packed")}

@@ -48,9 +48,9 @@ class Packed:
             content = np.fromfile(self._folder / _name(matrix, bits), np.uint8)
         except OSError:
             return None
-        if len(content) != sum(sizes) + DIGEST or _digest([content[:-DIGEST]]) != bytes(
-            content[-DIGEST:]
-        ):
+        if len(content) != sum(sizes) + DIGEST:
+            return None
+        if _digest([content[:-DIGEST]]) != content[-DIGEST:].tobytes():
             return None
         placed, begin = [], 0
         for (each, dtype), size in zip(shapes, sizes, strict=True):

@@ -50,7 +50,10 @@ class Weights:
         return self._placed[matrix]
 
     def rows(self, matrix: Matrix, index: np.ndarray) -> Array:
-        """Gives chosen rows (R, K') as ``matrix`` does, placed for this call alone."""
+        """Gives chosen rows (R, K') as ``matrix`` does, placed for this call alone.
+
+        Raises IndexError for a row that the matrix has not.
+        """
         import numpy as np
 
         arrays = self._arrays(matrix)
