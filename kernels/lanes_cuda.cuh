@@ -2,6 +2,7 @@
 
 #define HD static __device__ __forceinline__
 #define ONCE HD
+#define INLINE
 #define WARPS 4  // warps of one thread block
 #define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(32 * WARPS) name(__VA_ARGS__)
 #define LANE ((int)(threadIdx.x & 31))

@@ -3,6 +3,7 @@
 
 #define HD static inline __attribute__((always_inline))
 #define ONCE static __attribute__((noinline))
+#define INLINE __attribute__((always_inline))  // of a lambda: gcc calls one that stands in two places, its sums in memory
 #define LEADER true
 struct Share { i32 index, count, thread; };  // this one of so many, and who works on it
 #define FOR_ITEMS(i, total)                                                         \

@@ -5,7 +5,8 @@
 HD float to_even(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }  // |x| < 2^22, to even
 HD i32 level(float x, float scale, float low, float high) {
     float r = x / scale;
-    r = r > high ? high : r < low ? low : r;
+    r = r > high ? high : r;
+    r = r < low ? low : r;
     return (i32)to_even(r);
 }
 HD bool divides(float scale) { return scale > 0.0f && scale <= 0x1.fffffep127f; }

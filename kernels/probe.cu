@@ -97,7 +97,7 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
         sign_tile(signs, seed, column, tile, end);
         for (int i = 0; i < SLICES; i++) {
             slice b1 = splat_slice(0.0f), b2 = b1, b4 = b1, bl = b1, be = b1, bs = b1, high = get(most, i);
-            each_slice(x, tile, end, i, [&](slice v, int, int k) {
+            each_slice(x, tile, end, i, [&](slice v, int, int k) INLINE {
                 slice size = magnitude(v), square = mul(v, v);
                 high = larger(high, size);
                 b1 = add(b1, v);
@@ -129,7 +129,7 @@ HD void probe_row(u32* to, const float* x, int n, u64 seed, u32 position, u32 co
         if (n > 1024) sign_tile(signs, seed, column, tile, end);
         for (int i = 0; i < SLICES; i++) {
             slice bs = splat_slice(0.0f);
-            each_slice(x, tile, end, i, [&](slice v, int c, int k) {
+            each_slice(x, tile, end, i, [&](slice v, int c, int k) INLINE {
                 slice size = magnitude(v);
                 small = tally_below(small, size, near);
                 outside = tally_above(outside, size, bound);
