@@ -6,7 +6,7 @@
 //   w, q  (64,4), (12,4) i8, w from 0 on;  y (T,) i32, modulo 2^32
 //
 // Order: chains in theirs, by sum(); integers have none. One item a y. Operations: 640 steps an item, 6144 steps an item.
-// Included behind panel_host.cuh on a host, whose way of multiplying integers it takes; on a GPU dp4a, no tensor core.
+// Included behind panel_host.cuh on a host, whose way of multiplying integers it takes; on a GPU dp4a. No matrix unit, no tensor core.
 #include "lanes.cuh"
 
 #define CHAINS 10

@@ -14,6 +14,10 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace kernels {  // apart from the math library's names, which some compilers put everywhere
 #include "attention.cu"
@@ -30,6 +34,7 @@ namespace kernels {  // apart from the math library's names, which some compiler
 #include "probe_host.cuh"
 #include "quantize.cu"
 #include "panel_host.cuh"
+#include "matrix_host.cuh"
 #include "ceiling.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
@@ -129,6 +134,16 @@ void next_generation(Pool& p, bool closing) {
 }
 
 }  // namespace
+
+// Asks the system for what matrix_host.cuh needs, for all threads of this process to come; says whether it gives it.
+extern "C" int matrix_ready() {
+#ifdef MATRIX
+    constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA of <asm/prctl.h>
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
 
 // Opens a pool of so many threads, or of fewer where the system gives no more; null if it has no memory.
 extern "C" void* pool_open(int threads) {

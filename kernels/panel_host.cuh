@@ -147,8 +147,8 @@ KERNEL(factors, FACTOR* q, float* scale, i16* sums, const float* x, const i32* T
 
 // What a tile of PANELS panels by S tokens has come to, as rows of the output.
 template <int P, int S>
-HD void put(float* y, i64 ldy, const vec (&total)[P][S], const float* bias, int outputs) {
-    for (int s = 0; s < S; s++) {
+HD void put(float* y, i64 ldy, const vec (&total)[P][S], const float* bias, int outputs, int tokens = S) {
+    for (int s = 0; s < tokens; s++) {
         float row[P * SIDE];
         for (int r = 0; r < P; r++) {
             vec end = total[r][s] + every(0.0f);

@@ -26,7 +26,9 @@ them; prompts of 256 tokens, then 64 steps of one token. llmtrace samples, diges
 point as ``llmtrace run`` does; ``bare`` is a prompt without digests and probes. llama.cpp rounds
 activations to bf16 beside ``accuracy`` (where the CPU multiplies bf16, no float32 floor holds for
 it), samples nothing and decodes from an empty context; --depth 256 gives it ours.
-The floor of integers is that of products of 8 bits, or of pairs of 16 where there are none.
+The floor of integers is that of products of 8 bits, or of pairs of 16 where there are none; a
+matrix unit (AMX) is faster. llama.cpp uses one too, but what g++ 12 makes of its
+``ggml_tile_config_init`` ends with signal 11: take a newer compiler, or put a barrier there.
 """
 
 from __future__ import annotations

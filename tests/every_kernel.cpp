@@ -144,6 +144,13 @@ static void integers() {
     launch(launch_factors, wide.data(), xs.data(), sums.data(), x.data(), &five, K, ld);
     launch(launch_panel_linear8, z.data(), held8.data(), held_scale.data(), wide.data(), xs.data(), sums.data(), bias.data(), &five, N, K, N);
     if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
+#ifdef MATRIX
+    if (matrix_ready()) {
+        for (auto& each : z) each = 77;
+        launch(launch_matrix_panel_linear8, z.data(), held8.data(), held_scale.data(), wide.data(), xs.data(), sums.data(), bias.data(), &five, N, K, N);
+        if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
+    }
+#endif
     launch(launch_fit4_bf16, found.data(), w.data(), N, K, ld);
     report("fit4_bf16", found);
     launch(launch_quantize4_bf16, w4.data(), scale4.data(), low.data(), units.data(), found.data(), w.data(), N, K, ld);
@@ -157,6 +164,13 @@ static void integers() {
     launch(launch_interleave, held_unit.data(), units.data(), N, 2, 4, 0);
     launch(launch_panel_linear4, z.data(), held4.data(), held_scale.data(), held_low.data(), held_unit.data(), q.data(), xs.data(), sums.data(), (const void*)nullptr, &five, N, K, N);
     if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
+#ifdef MATRIX
+    if (matrix_ready()) {
+        for (auto& each : z) each = 77;
+        launch(launch_matrix_panel_linear4, z.data(), held4.data(), held_scale.data(), held_low.data(), held_unit.data(), q.data(), xs.data(), sums.data(), (const void*)nullptr, &five, N, K, N);
+        if (memcmp(y.data(), z.data(), 4 * y.size())) abort();
+    }
+#endif
     for (auto& h : w) h &= 0x3bff;  // halves up to 1
     launch(launch_quantize8_f16, w8.data(), scale.data(), w.data(), N, K, ld);
     report("quantize8_f16", w8);

@@ -46,8 +46,8 @@ class Threads:
     preferred: tuple[str, ...] = ()
     build = "build"
 
-    def __init__(self, threads: int, cache: Path | None = None) -> None:
-        self.threads, self.cache = threads, cache
+    def __init__(self, threads: int, cache: Path | None = None, *, matrix: bool = False) -> None:
+        self.threads, self.cache, self.matrix = threads, cache, matrix
 
 
 def varied(case: Case, threads: int) -> Case:
@@ -178,7 +178,7 @@ def interleaved(case: Case, on: CpuDevice, name: str) -> Case:
     ("T", "N", "K"),
     [
         *((1, 37, 96), (2, 64, 333), (3, 200, 64), (4, 16, 1000), (5, 70, 32), (6, 1, 2816)),
-        *((7, 32, 1), (13, 65, 1090), (47, 129, 160), (20, 70, 11264)),
+        *((7, 32, 1), (13, 65, 1090), (16, 64, 64), (47, 129, 160), (20, 70, 11264)),
     ],
 )
 def test_panels_give_the_bits_of_rows(built: CpuDevice, bits: int, T: int, N: int, K: int) -> None:
@@ -186,7 +186,8 @@ def test_panels_give_the_bits_of_rows(built: CpuDevice, bits: int, T: int, N: in
     for seed in range(3):
         case = integers(np.random.default_rng(seed), bits, (T, N + 3, K), has_bias=seed < 2)
         expected = case.run(built)
-        for name in ("panel_", "near_panel_"):
+        names = ("panel_", "near_panel_", *(["matrix_panel_"] if built.matrix else []))
+        for name in names:
             assert not differences(interleaved(case, built, name).run(built), expected), name
         assert (expected["y"][T:] == -7.75).all()
 
@@ -234,9 +235,17 @@ def test_what_has_one_way_has_one_way() -> None:
     pair = [Launch("blake3", (), 1), Launch("probe", (), 1)]
     assert variants(pair, 9, {}, gpu) == {"only": pair}
     panels = [Launch("factors", (), 1), Launch("panel_linear8", (), 1)]
-    assert variants(panels, 1, {}, Threads(2)) == {"rows": panels}
+    assert variants(panels, 1, {}, Threads(2, matrix=True)) == {"rows": panels}
+    assert variants(panels, 2, {}, Threads(2)).keys() == {"rows", "near"}
     for one in ("linear_f32", "linear8", "linear4"):
         assert variants([Launch(one, (), 1)], 1, {}, gpu).keys() == {"rows"}
+
+
+def test_a_core_with_a_matrix_unit_has_a_third_way() -> None:
+    panels = [Launch("factors", ("q",), 1), Launch("panel_linear4", ("y", 1), 9)]
+    found = variants(panels, 2, {}, Threads(2, matrix=True))
+    assert [*found] == ["rows", "near", "matrix"]
+    assert found["matrix"] == [panels[0], Launch("matrix_panel_linear4", ("y", 1), 9)]
 
 
 def test_a_gpu_has_two_ways_for_many_tokens() -> None:
@@ -322,7 +331,7 @@ def test_writers_of_a_memory_keep_what_others_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefer", [("rows", "apart", "shared"), ("tiles", "near", "together", "alone")]
+    "prefer", [("rows", "apart", "shared"), ("tiles", "near", "together", "alone"), ("matrix",)]
 )
 @pytest.mark.parametrize("numerics", ["accuracy", "speed", "memory"])
 def test_a_run_is_the_same_in_every_variant(

@@ -55,7 +55,11 @@ def variants(
     if rows == 1:
         return {"rows": plain}
     if kind == "panel":
-        return {"rows": plain, "near": [*plain[:-1], replace(last, kernel="near_" + last.kernel)]}
+        names = {"rows": "", "near": "near_"} | ({"matrix": "matrix_"} if device.matrix else {})
+        return {
+            name: [*plain[:-1], replace(last, kernel=begin + last.kernel)]
+            for name, begin in names.items()
+        }
     if kind == "linear":
         other = (
             [replace(last, kernel="tile_" + last.kernel)] if is_gpu else _tiles(last, rows, room)
