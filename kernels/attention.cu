@@ -52,14 +52,27 @@ KERNEL(kv_append, float* keys, float* values, const float* k, const float* v, co
 // A row of the transposed keys, or of the values: i8, `step` apart. Gives its scale.
 HD float put_row(i8* to, i64 step, const float* x, int n) {
     float scale = largest(x, n) / 127.0f;
-    bool is_told = divides(scale);
-    FOR_LANES(i, n) to[i * step] = (i8)(is_told ? level(x[i], scale, -127.0f, 127.0f) : 0);
+    if (divides(scale)) {
+#ifdef ON_CUDA
+        FOR_LANES(i, n) to[i * step] = (i8)level(x[i], scale, -127.0f, 127.0f);
+#else
+        for (int c = 0; c < n; c += 64) {  // made side by side, then put where they belong
+            i8 made[64];
+            int count = n - c < 64 ? n - c : 64;
+            for (int i = 0; i < count; i++) made[i] = (i8)level(x[c + i], scale, -127.0f, 127.0f);
+            for (int i = 0; i < count; i++) to[(c + i) * step] = made[i];
+        }
+#endif
+    } else {
+        FOR_LANES(i, n) to[i * step] = 0;
+    }
     return scale;
 }
 KERNEL(kv_append8, i8* keys, i8* values, float* key_scale, float* value_scale, const float* k, const float* v,
        const i32* position, const i32* tile0, const i32* T, int G, int D, int wide, int ldk, int ldv) {
     FOR_ITEMS(item, (i64)*T * G) {
-        i64 t = item / G, g = item % G, tile = (tile0[t] + position[t] / TILE) * G + g, at = position[t] % TILE;
+        i64 g = item / *T, t = item % *T;  // neighbours write into the same lines of the keys
+        i64 tile = (tile0[t] + position[t] / TILE) * G + g, at = position[t] % TILE;
         float of_key = put_row(keys + tile * D * TILE + at, TILE, k + t * ldk + g * D, D);
         float of_value = put_row(values + (tile * TILE + at) * wide, 1, v + t * ldv + g * D, D);
         if (LEADER) key_scale[tile * TILE + at] = of_key, value_scale[tile * TILE + at] = of_value;

@@ -90,6 +90,23 @@ def test_a_tensor_at_an_odd_offset_is_aligned(tmp_path):
     assert not tensor.array().flags.writeable
 
 
+def test_chosen_rows_are_those_of_the_whole(tmp_path):
+    for kind in (torch.bfloat16, torch.float16, torch.float32):
+        write_tensors(make(tmp_path), {"a": torch.randn(9, 5).to(kind), "b": torch.ones(3, 2)})
+        tensor = Checkpoint.open(tmp_path).tensors["a"]
+        index = np.array([8, 0, 3, 3])
+        assert tensor.rows(index).dtype == tensor.array().dtype
+        assert tensor.rows(index).tobytes() == tensor.array()[index].tobytes()
+        assert tensor.rows(index[:0]).shape == (0, 5)
+        for wrong in (9, -1):
+            with pytest.raises(IndexError, match="'a' has 9 rows"):
+                tensor.rows(np.array([0, wrong]))
+    os.truncate(tensor.file, tensor.offset + 7 * 5 * 4 + 3)
+    assert np.isfinite(tensor.rows(np.arange(7))).all()
+    with pytest.raises(Trouble, match="it is shorter now"):
+        tensor.rows(np.array([0, 7]))
+
+
 def test_shards_hold_the_same_tensors(tmp_path):
     one, many = (Checkpoint.open(make(tmp_path / str(n), shards=n)) for n in (1, 3))
     assert list(one.tensors) == list(many.tensors)

@@ -56,15 +56,17 @@ class Weights:
         """
         import numpy as np
 
-        arrays = self._arrays(matrix)
-        starts = np.cumsum([0, *(len(array) for array in arrays)])
-        if index.max() >= starts[-1]:
-            raise IndexError(f"'{matrix.tensors[0]}' has {starts[-1]} rows")
-        width = arrays[0].shape[1]
-        chosen = np.zeros((len(index), padded(width)), arrays[0].dtype)
-        for array, start in zip(arrays, starts, strict=False):
-            here = (index >= start) & (index < start + len(array))
-            chosen[here, :width] = array[index[here] - start]
+        parts, kind = self._parts(matrix.tensors), self.suffix(matrix)
+        ends = np.cumsum([part.shape[0] for part in parts])
+        width = parts[0].shape[1]
+        chosen = np.zeros((len(index), padded(width)), "<f4" if kind == "f32" else "<u2")
+        of_part = np.searchsorted(ends, index, "right")
+        if of_part.max() == len(parts):
+            raise IndexError(f"'{matrix.tensors[0]}' has {ends[-1]} rows")
+        for n, part in enumerate(parts):
+            here = of_part == n
+            stored = part.rows(index[here] - (ends[n] - part.shape[0]))
+            chosen[here, :width] = widened(stored, part.dtype) if kind == "f32" else stored
         return self._device.upload(chosen)
 
     def stripes(self, matrix: Matrix, multiple: int) -> Iterator[np.ndarray]:
@@ -154,12 +156,16 @@ def padded(width: int) -> int:
 
 def widen(tensor: Tensor) -> np.ndarray:
     """Gives the values as float32, exactly."""
+    return widened(tensor.array(), tensor.dtype)
+
+
+def widened(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """Gives stored values of a type of ``Tensor`` as float32, exactly."""
     import numpy as np
 
-    stored = tensor.array()
-    if tensor.dtype == "BF16":
+    if dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
-    if tensor.dtype == "F16":
+    if dtype == "F16":
         return stored.view(np.float16).astype(np.float32)
     return stored.view(np.float32)
 

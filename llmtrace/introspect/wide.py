@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from llmtrace.blocks.block import Block, Matrix, Vector
 from llmtrace.blocks.llama import blocks
-from llmtrace.blocks.weights import padded, widen
+from llmtrace.blocks.weights import padded, widen, widened
 from llmtrace.device.device import Launch
 
 if TYPE_CHECKING:
@@ -94,13 +94,7 @@ def rows_of(model: Model, matrix: Matrix, index: np.ndarray) -> np.ndarray:
 
     (name,) = matrix.tensors
     tensor = model.checkpoint.tensors[name]
-    stored = tensor.array()[index]
-    values: np.ndarray = stored
-    if tensor.dtype == "BF16":
-        values = (stored.astype(np.uint32) << 16).view(np.float32)
-    elif tensor.dtype == "F16":
-        values = stored.view(np.float16)
-    return values.astype(np.float64)
+    return widened(tensor.rows(index), tensor.dtype).astype(np.float64)
 
 
 def layers(model: Model, made: Sequence[Block], rows: np.ndarray | None = None) -> Layers:
