@@ -95,8 +95,21 @@ struct Head {
     i32 argmax;
 };
 
-// Folds a tile of weights p[0..count-1] into the head; up to 31 more are zeros. shift: s - m; r = M - M', t = m - M';
-// a, b their exponentials.
+// Folds what a tile came to into the head: its sums, its weight of the first key and of the last, and of the one before the
+// token's own if it is in this tile. r = M - M', t = m - M'; a, b their exponentials.
+HD void fold(Head& head, float u, float d, float first, float self, bool has_previous, float previous, int begin, float l,
+             float l_tile, float r, float t, float a, float b) {
+    head.u = b * (u + l_tile * t) + a * (begin ? head.u + l * r : 0.0f);
+    head.d = b * d + a * head.d;
+    head.first = begin ? a * head.first : b * first;
+    head.self = b * self;  // of the last tile
+    head.previous = has_previous ? b * previous : a * head.previous;
+}
+HD bool holds_previous(int begin, int count, int visible) {
+    int before = visible - 2 - begin;
+    return before >= 0 && before < count;
+}
+// Folds a tile of weights p[0..count-1]; up to 31 more are zeros. shift: s - m.
 ONCE void fold(Head& head, const float* p, const float* shift, int begin, int count, int visible, float l, float l_tile,
              float r, float t, float a, float b) {
     lanes u = zero(), d = zero(), away = add(splat((float)(visible - 1 - begin)), mul(ramp(), splat(-1.0f)));
@@ -105,12 +118,9 @@ ONCE void fold(Head& head, const float* p, const float* shift, int begin, int co
         u = fma(weight, load(shift + j), u);
         d = fma(weight, away, d);
     }
-    head.u = b * (sum(u) + l_tile * t) + a * (begin ? head.u + l * r : 0.0f);
-    head.d = b * sum(d) + a * head.d;
-    head.first = begin ? a * head.first : b * p[0];
-    head.self = b * p[count - 1];  // of the last tile
-    int before = visible - 2 - begin;
-    head.previous = before >= 0 && before < count ? b * p[before] : a * head.previous;
+    bool is_here = holds_previous(begin, count, visible);
+    float previous = is_here ? p[visible - 2 - begin] : 0.0f;
+    fold(head, sum(u), sum(d), p[0], p[count - 1], is_here, previous, begin, l, l_tile, r, t, a, b);
 }
 
 // What is left of the tiles so far, of one head of one token: C chunks of 32 dimensions.
@@ -292,4 +302,8 @@ PROBED_ATTENTION(2)
 PROBED_ATTENTION(3)
 PROBED_ATTENTION(4)
 PROBED_ATTENTION(8)
+#endif
+
+#ifdef ON_CUDA
+#include "attention_cuda.cuh"
 #endif

@@ -154,11 +154,14 @@ def test_without_probes_the_code_is_that_without_them(folder: Path) -> None:
     for flags in (nvrtc.FLAGS, (*nvrtc.FLAGS, "-DNO_PROBES")):
         made = nvrtc.compile_source(source, "attention.cu", HEADERS, architecture, flags)
         code.append({n: t for n, t in sections(made.cubin).items() if n.startswith(".text.")})
-    heads = [f"attention{bits}_{n}" for bits in ("", "8") for n in (1, 2, 3, 4, 8)]
+    sizes = (1, 2, 3, 4, 8)
+    heads = [f"attention{bits}_{n}" for bits in ("", "8") for n in sizes]
     plain = {f".text.{name}" for name in heads}
-    assert set(code[1]) == plain | {".text.kv_append", ".text.kv_append8"}
+    tiles = {f".text.split_{name}" for name in heads} | {f".text.join_attention_{n}" for n in sizes}
+    assert set(code[1]) == plain | tiles | {".text.kv_append", ".text.kv_append8"}
     assert all(code[0][name] == code[1][name] for name in code[1])
-    assert {f".text.probed_{name}" for name in heads} == set(code[0]) - set(code[1])
+    probed = {name.replace("attention", "probed_attention") for name in plain | tiles}
+    assert probed == set(code[0]) - set(code[1])
     with_probes = re.sub("template <int C, bool PROBED, ", "template <int C, bool, ", source)
     forced = "static constexpr bool PROBED = true;\n"  # as if the plain kernels had them
     other = nvrtc.compile_source(

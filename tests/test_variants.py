@@ -13,7 +13,7 @@ from checkpoints import make
 from kernel_cases import Case, cases, differences, integers, linear, pattern, wild
 from llmtrace.blocks import quantized
 from llmtrace.blocks.choices import Choices, subject
-from llmtrace.blocks.variants import PANEL, Ways, room, trial, variants
+from llmtrace.blocks.variants import PANEL, Ways, parts, room, trial, variants
 from llmtrace.device.compile import kernels_folder
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.device import Launch
@@ -246,6 +246,33 @@ def test_a_core_with_a_matrix_unit_has_a_third_way() -> None:
     found = variants(panels, 2, {}, Threads(2, matrix=True))
     assert [*found] == ["rows", "near", "matrix"]
     assert found["matrix"] == [panels[0], Launch("matrix_panel_linear4", ("y", 1), 9)]
+
+
+def test_a_gpu_has_attention_by_tiles_for_few_tokens() -> None:
+    gpu, sizes = Threads(0), {"parts": np.empty((16, 4, 3, 72), np.float32)}
+    held = ("q", "k", "v", "position", "tile0", "T", 4, 2, 64)
+    plain = Launch("probed_attention_2", ("z", "heads", *held, 256, 32, 256, 0.125), 20)
+    found = variants([plain], 5, sizes, gpu)
+    assert found["whole"] == [plain]
+    split, join = found["split"]
+    at = sizes["parts"]
+    assert (split.kernel, split.items) == ("split_probed_attention_2", 5 * 4 * 3)
+    assert split.args == (at, *held, 256, 0.125, 3)
+    assert (join.kernel, join.items) == ("join_probed_attention_2", 20)
+    assert join.args == ("z", "heads", at, "position", "T", 4, 64, 256, 32, 3)
+    small = Launch("attention8_2", ("z", *held[:3], "ks", "vs", *held[3:], 256, 256, 0.125), 20)
+    split, join = variants([small], 16, sizes, gpu)["split"]
+    assert (split.kernel, join.kernel) == ("split_attention8_2", "join_attention_2")
+    assert split.args == (at, *held[:3], "ks", "vs", *held[3:], 256, 0.125, 3)
+    assert join.args == ("z", at, "position", "T", 4, 64, 256, 3)
+    assert variants([plain], 17, sizes, gpu).keys() == variants([plain], 5, {}, gpu).keys()
+
+
+def test_parts_of_attention_are_for_a_gpu_and_few() -> None:
+    assert parts(4, 2, 3, 0) == {"parts": ((16, 4, 3, 72), "<f4")}
+    assert not parts(4, 2, 3, 2)
+    assert not parts(4, 2, 1, 0)  # nothing to split
+    assert not parts(64, 4, 129, 0)
 
 
 def test_a_gpu_has_two_ways_for_many_tokens() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import kernel_cases
 import warp_emulator
+from llmtrace.blocks.variants import variants
 from llmtrace.device.compile import kernels_folder
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.cuda import CudaDevice
@@ -97,8 +98,50 @@ def test_large_tiles_give_the_bits_of_rows(bits: int, cpu: CpuDevice, gpu: CudaD
     assert not kernel_cases.differences(made.run(gpu), case.run(cpu))
 
 
+ATTENTION = [case for case in CASES if "attention" in case.name and "wide" not in case.name]
+MOST = 5  # tiles of the longest, and one more
+
+
+def split(case: kernel_cases.Case) -> kernel_cases.Case:
+    """The same with the last launch of attention by tiles, whose parts are noise before."""
+    rows = len(case.arrays["position"])
+    made, arrays = [], dict(case.arrays)
+    for kernel, args, items in case.launches:
+        launches = [Launch(kernel, args, items)]
+        if "attention" in kernel:
+            words = 8 + 32 * int(kernel.rpartition("_")[2])
+            arrays["parts"] = kernel_cases.pattern(rows, items // rows, MOST, words)
+            launches = variants(launches, rows, {"parts": arrays["parts"]}, Gpu())["split"]
+        for launch in launches:
+            given = tuple("parts" if a is arrays.get("parts") else a for a in launch.args)
+            made.append((launch.kernel, given, launch.items))
+    return kernel_cases.Case(case.name, arrays, case.outputs, made)
+
+
+class Gpu:
+    """A device as far as the choice of variants goes."""
+
+    threads, matrix = 0, False
+
+
+@pytest.mark.parametrize("order", [FORWARD, BACKWARD, SHUFFLED])
+@pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
+def test_tiles_of_the_cache_give_the_bits_of_the_whole(
+    case: kernel_cases.Case,
+    order: int,
+    cpu: CpuDevice,
+    gpu: CudaDevice,
+    library: warp_emulator.Library,
+) -> None:
+    library.order = order
+    by_tiles = split(case)
+    assert {kernel.partition("_")[0] for kernel in by_tiles.kernels} >= {"split", "join"}
+    assert not kernel_cases.differences(by_tiles.run(gpu), case.run(cpu))
+
+
 def test_every_kernel_has_a_case(library: warp_emulator.Library) -> None:
     tiled = {f"tile_linear_{kind}" for kind in ("bf16", "f16", "f32")}
+    tiled |= set().union(*(split(case).kernels for case in ATTENTION))
     tiled |= {"tensor_linear8", "tensor_linear4"}
     assert set().union(*(case.kernels for case in CASES)) | tiled == set(library.names)
 

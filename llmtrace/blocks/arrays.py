@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmtrace.blocks import quantized
 from llmtrace.blocks.block import Block, Rows
 from llmtrace.blocks.llama import blocks, chunks
-from llmtrace.blocks.variants import room
+from llmtrace.blocks.variants import parts, room
 from llmtrace.blocks.versions import ACCURACY, Version
 from llmtrace.blocks.weights import padded
 from llmtrace.probes import records
@@ -82,9 +82,10 @@ def arrays(
             name: ((limits.picks if name == "logits" else rows, stride), "<f4")
             for name, stride in wide.items()
         },
-        "room": quantized.room(rows, widest)
-        if version.weight_bits
-        else room(rows, widest, threads),
+        "room": (
+            quantized.room(rows, widest) if version.weight_bits else room(rows, widest, threads)
+        )
+        | parts(a.head_count, chunks(a.head_size), limits.tiles, threads),
         "inputs": _inputs(a, limits),
         "cache": _cache(shape, a.head_size, version.cache_bits),
         "results": {

@@ -37,8 +37,10 @@ SIZES = (4, 16, 64)
 Grids and variants are made for a size."""
 TRIED_US = 20_000.0
 """Time after which two measurements of variants are enough."""
-READ, BEHIND = 32, 256
-"""When variants are tried: rows of which points are read, and positions in the cache."""
+READ, BEHIND = 32, {"cpu": 256, "cuda": 2048}
+"""When variants are tried: rows of which points are read, and positions in the cache.
+
+A GPU has time for more, and one of its variants is for many."""
 POINTS = "points"
 """What reads points, among the names of what a step launches."""
 WIDEST = 1 << 20
@@ -279,7 +281,7 @@ class Plan:
 
         reads = any(launch.kernel == "blake3" for launch in next(iter(ways.values())))
         fed = min(rows, READ) if reads else rows
-        end = min(self.limits.tiles * TILE, BEHIND)
+        end = min(self.limits.tiles * TILE, BEHIND["cpu" if self.device.threads else "cuda"])
         position = np.clip(np.arange(end - fed, end, dtype=np.int32), 0, None)
         self.device.write(self._inputs["position"], position)
         self.device.write(self._inputs["tile0"], np.zeros(fed, np.int32))
