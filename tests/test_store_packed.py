@@ -231,7 +231,7 @@ def test_deltas_that_go_round_are_refused(tmp_path):
 
 
 def test_an_index_may_name_every_place_of_a_pack(tmp_path):
-    """Each read gives another object, or trouble; with libgit2 one in 60 ended the process."""
+    """Each read gives another object, or trouble; with libgit2 one in 70 ended the process."""
     store = tmp_path / "store.git"
     told = written(store, [*blobs(8)][:-1])
     git(store, "update-ref", "refs/heads/main", commit_of(store, told))

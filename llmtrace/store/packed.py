@@ -1,7 +1,7 @@
 """Objects in the packs of a git repository, read with nothing in them taken on trust.
 
 Whoever hands a store over made its packs and indexes. libgit2 follows what they say: of the
-places in a pack of 10 kB that an index can name, one in 60 made it read memory that is not its
+places in a pack of 10 kB that an index can name, one in 70 made it read memory that is not its
 own, some made it go round for ever. Formats: gitformat-pack.
 """
 
