@@ -11,6 +11,7 @@ from llmtrace.errors import Trouble
 from llmtrace.store.loose import object_id
 from llmtrace.store.objects import Objects
 from llmtrace.store.packed import Packs
+from packs import BLOB, BY_ID, BY_PLACE, distance, entry, pack, varint
 
 MANY = 1 << 30
 
@@ -42,6 +43,22 @@ def written(path, contents):
         return {new.add("blob", data): data for data in contents}
 
 
+def packed(path, contents, *settings, depth=9):
+    """The same in one pack that git made; gives their ids."""
+    told = written(path, contents)
+    git(path, "update-ref", "refs/heads/main", commit_of(path, told))
+    git(path, *settings, "repack", "-adfq", "--window=20", f"--depth={depth}")
+    git(path, "prune-packed", "-q")
+    return told
+
+
+def commit_of(store, ids):
+    lines = "".join(f"100644 blob {oid}\t{number}\n" for number, oid in enumerate(ids))
+    tree = git(store, "mktree", data=lines.encode()).decode().strip()
+    who = ["-c", "user.name=a", "-c", "user.email=a"]
+    return git(store, *who, "commit-tree", "-m", "", tree).decode().strip()
+
+
 def pack_of(path, suffix="pack"):
     (found,) = path.glob(f"objects/pack/*.{suffix}")
     found.chmod(0o644)
@@ -55,10 +72,7 @@ def pack_of(path, suffix="pack"):
 )
 def test_what_git_packed_is_read(tmp_path, settings, depth):
     store = tmp_path / "store.git"
-    told = written(store, blobs(300))
-    git(store, "update-ref", "refs/heads/main", commit_of(store, told))
-    git(store, *settings, "repack", "-adfq", "--window=20", f"--depth={depth}")
-    git(store, "prune-packed", "-q")
+    told = packed(store, blobs(300), *settings, depth=depth)
     said = git(store, "verify-pack", "-v", pack_of(store, "idx")).decode().splitlines()
     deepest = max((int(line.split()[5]) for line in said if len(line.split()) == 7), default=0)
     assert deepest > 20 if depth else deepest == 0
@@ -73,13 +87,6 @@ def test_what_git_packed_is_read(tmp_path, settings, depth):
         objects.read(oid, "tree", MANY)
     with pytest.raises(Trouble, match="is missing"):
         objects.read("0" * 40, "blob", MANY)
-
-
-def commit_of(store, ids):
-    lines = "".join(f"100644 blob {oid}\t{number}\n" for number, oid in enumerate(ids))
-    tree = git(store, "mktree", data=lines.encode()).decode().strip()
-    who = ["-c", "user.name=a", "-c", "user.email=a"]
-    return git(store, *who, "commit-tree", "-m", "", tree).decode().strip()
 
 
 def test_a_mapped_index_is_read(tmp_path):
@@ -112,47 +119,20 @@ def test_objects_that_git_moves_meanwhile_are_found(tmp_path):
         assert objects.read(oid, "blob", MANY) == data
 
 
-def entry(number, size, stream, base=b""):
-    head = bytearray([number << 4 | size & 15])
-    rest = size >> 4
-    while rest:
-        head[-1] |= 0x80
-        head.append(rest & 0x7F)
-        rest >>= 7
-    return bytes(head) + base + zlib.compress(stream)
-
-
-def varint(number):
-    last = [] if number < 128 else varint(number >> 7)
-    return bytes([number & 127 | (128 if last else 0), *last])
-
-
-def distance(number):
-    """How far back the base of a delta is, as gitformat-pack writes it."""
-    made = [number & 127]
-    while number >> 7:
-        number = (number >> 7) - 1
-        made.insert(0, number & 127 | 128)
-    return bytes(made)
-
-
 def made_by_hand(path, entries):
     """A store with one pack of these entries; the objects are named 00…, 01…, in order."""
     Objects.create(path)
-    ids = [bytes([number]) * 20 for number in range(len(entries))]
-    places = [12]
-    for each in entries:
-        places.append(places[-1] + len(each))
-    pack = b"PACK" + struct.pack(">II", 2, len(entries)) + b"".join(entries) + bytes(20)
-    (path / "objects/pack/pack-by-hand.pack").write_bytes(pack)
-    counts = [min(number + 1, len(ids)) for number in range(256)]
-    index = b"\xfftOc" + struct.pack(">I256I", 2, *counts) + b"".join(ids) + bytes(4 * len(ids))
-    index += struct.pack(f">{len(ids)}I", *places[:-1]) + bytes(40)
-    (path / "objects/pack/pack-by-hand.idx").write_bytes(index)
-    return [oid.hex() for oid in ids]
+    ids = [f"{number:02x}" * 20 for number in range(len(entries))]
+    pack(path, dict(zip(ids, entries, strict=True)))
+    return ids
 
 
-BASE = entry(3, 5, b"hello")
+def of(kind, data, base=b"", size=None):
+    """An entry of this data, and of this size if it tells the truth."""
+    return entry(kind, len(data) if size is None else size, zlib.compress(data), base)
+
+
+BASE = of(BLOB, b"hello")
 BACK = distance(len(BASE))
 
 
@@ -160,12 +140,12 @@ def delta(before, after, steps):
     return varint(before) + varint(after) + steps
 
 
-def by_id(number, stream, size=None):
-    return entry(7, len(stream) if size is None else size, stream, bytes([number]) * 20)
+def by_id(number, steps, size=None):
+    return of(BY_ID, steps, bytes([number]) * 20, size)
 
 
-def by_place(stream, back=BACK):
-    return entry(6, len(stream), stream, back)
+def by_place(steps, back=BACK):
+    return of(BY_PLACE, steps, back)
 
 
 COPY = bytes([0x90, 5])  # of the five bytes at the start
@@ -195,12 +175,12 @@ def test_deltas_made_by_hand_are_read(tmp_path):
         (by_place(delta(5, 5, COPY), distance(0)), "outside its pack"),
         (by_place(delta(5, 5, COPY), distance(1 << 40)), "outside its pack"),
         (by_place(delta(5, 5, COPY), b"\xff" * 80), "its header is none"),
-        (entry(3, 1 << 70, b"a"), "at most"),
-        (entry(3, 6, b"hello"), "its size is not that of its header"),
-        (entry(3, 4, b"hello"), "its size is not that of its header"),
-        (entry(5, 5, b"hello"), "it is of no kind"),
-        (entry(0, 5, b"hello"), "it is of no kind"),
-        (entry(3, 5, b"hello")[:4], "cannot be read"),
+        (of(BLOB, b"a", size=1 << 70), "at most"),
+        (of(BLOB, b"hello", size=6), "its size is not that of its header"),
+        (of(BLOB, b"hello", size=4), "its size is not that of its header"),
+        (of(5, b"hello"), "it is of no kind"),
+        (of(0, b"hello"), "it is of no kind"),
+        (of(BLOB, b"hello")[:4], "cannot be read"),
         (by_id(0, delta(6, 5, COPY)), "it is made from something else"),
         (by_id(0, delta(5, 6, COPY)), "its delta is damaged"),  # too little
         (by_id(0, delta(5, 4, COPY)), "its delta is damaged"),  # too much
@@ -212,8 +192,8 @@ def test_deltas_made_by_hand_are_read(tmp_path):
         (by_id(0, b""), "it is no delta"),
         (by_id(0, delta(5, 5, COPY), 1 << 30), "it is made from too much"),
         (by_id(0, delta(5, 5, COPY), 3), "its size is not that of its header"),
-        (by_id(0, delta(5, (1 << 29) + 1, COPY)), "it is made from something else"),
-        (entry(3, 5, b"hello")[:1], "cannot be read"),
+        (by_id(0, delta(5, (1 << 29) + 1, COPY)), "it is made from too much"),
+        (of(BLOB, b"hello")[:1], "cannot be read"),
     ],
 )
 def test_what_is_no_object_is_refused(tmp_path, second, why):
@@ -230,13 +210,22 @@ def test_deltas_that_go_round_are_refused(tmp_path):
         Objects.open(tmp_path / "store.git").read(ids[0], "blob", MANY)
 
 
+def test_many_large_deltas_are_refused(tmp_path):
+    """Small on the disk; minutes of copying, were they followed."""
+    each = 1 << 29
+    entries = [by_id(number, delta(each if number else 5, each, COPY)) for number in range(33)]
+    ids = made_by_hand(tmp_path / "store.git", [BASE, *entries])
+    objects = Objects.open(tmp_path / "store.git")
+    with pytest.raises(Trouble, match="it is made from too much"):
+        objects.read(ids[-1], "blob", MANY)
+    with pytest.raises(Trouble, match="its delta is damaged"):  # as many as are allowed
+        objects.read(ids[-2], "blob", MANY)
+
+
 def test_an_index_may_name_every_place_of_a_pack(tmp_path):
     """Each read gives another object, or trouble; with libgit2 one in 70 ended the process."""
     store = tmp_path / "store.git"
-    told = written(store, [*blobs(8)][:-1])
-    git(store, "update-ref", "refs/heads/main", commit_of(store, told))
-    git(store, "repack", "-adfq", "--depth=9")
-    git(store, "prune-packed", "-q")
+    told = packed(store, [*blobs(8)][:-1])
     index = pack_of(store, "idx")
     good = index.read_bytes()
     (count,) = struct.unpack_from(">I", good, 8 + 4 * 255)
@@ -262,10 +251,7 @@ def test_an_index_may_name_every_place_of_a_pack(tmp_path):
 
 def test_every_byte_of_a_pack_may_change(tmp_path):
     store = tmp_path / "store.git"
-    told = written(store, [*blobs(6)][:-1])
-    git(store, "update-ref", "refs/heads/main", commit_of(store, told))
-    git(store, "repack", "-adfq", "--depth=9")
-    git(store, "prune-packed", "-q")
+    told = packed(store, [*blobs(6)][:-1])
     pack = pack_of(store)
     good = pack.read_bytes()
     objects = Objects.open(store)

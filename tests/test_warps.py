@@ -13,7 +13,7 @@ import pytest
 
 import kernel_cases
 import warp_emulator
-from llmtrace.blocks.variants import variants
+from llmtrace.blocks.variants import PART, variants
 from llmtrace.device.compile import kernels_folder
 from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.cuda import CudaDevice
@@ -23,6 +23,7 @@ from llmtrace.errors import Inconclusive
 CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace" / "kernels"
 CASES = [case for family in kernel_cases.FAMILIES for case in kernel_cases.cases(family, 3000)]
 FORWARD, BACKWARD, SHUFFLED = 0, 1, 7
+orders = pytest.mark.parametrize("order", [FORWARD, BACKWARD, SHUFFLED])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def gpu(library: warp_emulator.Library, monkeypatch: pytest.MonkeyPatch) -> Cuda
     return warp_emulator.cuda_device(library, monkeypatch)
 
 
-@pytest.mark.parametrize("order", [FORWARD, BACKWARD, SHUFFLED])
+@orders
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_warps_give_the_bits_of_the_cpu(
     case: kernel_cases.Case,
@@ -60,7 +61,7 @@ def test_warps_give_the_bits_of_the_cpu(
 SIZES = [(1, 5, 40), (3, 37, 96), (16, 8, 333), (17, 65, 130), (33, 16, 64), (40, 130, 1090)]
 
 
-@pytest.mark.parametrize("order", [FORWARD, BACKWARD, SHUFFLED])
+@orders
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", ["bf16", "f16", "f32", "8", "4"])
 def test_tiles_give_the_bits_of_rows(
@@ -99,32 +100,26 @@ def test_large_tiles_give_the_bits_of_rows(bits: int, cpu: CpuDevice, gpu: CudaD
 
 
 ATTENTION = [case for case in CASES if "attention" in case.name and "wide" not in case.name]
-MOST = 5  # tiles of the longest, and one more
+MOST = 5  # tiles that a sequence may have: one more than the longest here
 
 
-def split(case: kernel_cases.Case) -> kernel_cases.Case:
-    """The same with the last launch of attention by tiles, whose parts are noise before."""
+def split(case: kernel_cases.Case, gpu: CudaDevice) -> kernel_cases.Case:
+    """The same with attention by tiles, whose parts are noise before."""
     rows = len(case.arrays["position"])
     made, arrays = [], dict(case.arrays)
     for kernel, args, items in case.launches:
         launches = [Launch(kernel, args, items)]
         if "attention" in kernel:
-            words = 8 + 32 * int(kernel.rpartition("_")[2])
+            words = PART + 32 * int(kernel.rpartition("_")[2])
             arrays["parts"] = kernel_cases.pattern(rows, items // rows, MOST, words)
-            launches = variants(launches, rows, {"parts": arrays["parts"]}, Gpu())["split"]
+            launches = variants(launches, rows, {"parts": arrays["parts"]}, gpu)["split"]
         for launch in launches:
             given = tuple("parts" if a is arrays.get("parts") else a for a in launch.args)
             made.append((launch.kernel, given, launch.items))
     return kernel_cases.Case(case.name, arrays, case.outputs, made)
 
 
-class Gpu:
-    """A device as far as the choice of variants goes."""
-
-    threads, matrix = 0, False
-
-
-@pytest.mark.parametrize("order", [FORWARD, BACKWARD, SHUFFLED])
+@orders
 @pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
 def test_tiles_of_the_cache_give_the_bits_of_the_whole(
     case: kernel_cases.Case,
@@ -134,14 +129,14 @@ def test_tiles_of_the_cache_give_the_bits_of_the_whole(
     library: warp_emulator.Library,
 ) -> None:
     library.order = order
-    by_tiles = split(case)
+    by_tiles = split(case, gpu)
     assert {kernel.partition("_")[0] for kernel in by_tiles.kernels} >= {"split", "join"}
     assert not kernel_cases.differences(by_tiles.run(gpu), case.run(cpu))
 
 
-def test_every_kernel_has_a_case(library: warp_emulator.Library) -> None:
+def test_every_kernel_has_a_case(gpu: CudaDevice, library: warp_emulator.Library) -> None:
     tiled = {f"tile_linear_{kind}" for kind in ("bf16", "f16", "f32")}
-    tiled |= set().union(*(split(case).kernels for case in ATTENTION))
+    tiled |= set().union(*(split(case, gpu).kernels for case in ATTENTION))
     tiled |= {"tensor_linear8", "tensor_linear4"}
     assert set().union(*(case.kernels for case in CASES)) | tiled == set(library.names)
 

@@ -25,6 +25,7 @@ _CHUNK = 4096  # bytes that are read before the size is known
 _HEAD = 64  # bytes that hold the header of any object, or the two sizes of a delta
 _DELTAS = 4095  # that lead to each other, the most that git makes
 _LONGEST = 512 << 20  # bytes of what takes part in deltas; git makes none of larger files
+_MOST = 16 << 30  # bytes of all that a chain of deltas makes, one from the other
 
 
 class Packs:
@@ -73,12 +74,14 @@ class Packed:
     def contents(self) -> bytes:
         """As many bytes as the headers say, at each step."""
         *deltas, whole = self._chain
-        if deltas and max(entry.size for entry in self._chain) > _LONGEST:
+        sizes = [entry.sizes() for entry in deltas]
+        made = [size for _, size in sizes]
+        longest = max(made + [entry.size for entry in self._chain])
+        if deltas and (longest > _LONGEST or sum(made) > _MOST):
             raise ValueError("it is made from too much")
         data = whole.inflated()
-        for entry in reversed(deltas):
-            before, size = entry.sizes()
-            if before != len(data) or size > _LONGEST:
+        for entry, (before, size) in zip(reversed(deltas), reversed(sizes), strict=True):
+            if before != len(data):
                 raise ValueError("it is made from something else")
             data = _made(data, entry.inflated(), size)
         return data

@@ -4,7 +4,6 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from blake3 import blake3
 
@@ -13,6 +12,7 @@ from hostile.stranger import Stranger
 from llmtrace.store.loose import object_id
 from llmtrace.store.record import Record, describe
 from llmtrace.store.schema import media_of
+from packs import BLOB, BY_ID, entry, pack, varint
 
 
 def met(stranger: Stranger, why: str, *, found: int = 1, told: str = "") -> Iterator[Line]:
@@ -65,32 +65,6 @@ def _misnamed(place: Place) -> Case:
 # Bombs: small on the wire, large when read
 
 
-def pack(path: Path, objects: list[tuple[int, int, bytes, bytes, str]]) -> None:
-    """A pack and its index of these: type, size, what stands before the stream, stream, id."""
-    whole, places = bytearray(b"PACK" + struct.pack(">II", 2, len(objects))), []
-    for kind, size, before, stream, oid in objects:
-        start = len(whole)
-        byte, rest = (kind << 4) | (size & 15), size >> 4
-        while rest:
-            whole.append(byte | 0x80)
-            byte, rest = rest & 0x7F, rest >> 7
-        whole.append(byte)
-        whole += before + stream
-        places.append((bytes.fromhex(oid), zlib.crc32(whole[start:]), start))
-    whole += hashlib.sha1(whole).digest()
-    places.sort()
-    fan = [sum(oid[0] <= n for oid, _, _ in places) for n in range(256)]
-    index = bytearray(b"\xfftOc" + struct.pack(">I", 2) + struct.pack(">256I", *fan))
-    index += b"".join(oid for oid, _, _ in places)
-    index += b"".join(struct.pack(">I", crc) for _, crc, _ in places)
-    index += b"".join(struct.pack(">I", start) for _, _, start in places)
-    index += whole[-20:]
-    index += hashlib.sha1(index).digest()
-    name = path / "objects/pack" / f"pack-{whole[-20:].hex()}"
-    name.with_suffix(".pack").write_bytes(whole)
-    name.with_suffix(".idx").write_bytes(index)
-
-
 def zeros(size: int) -> bytes:
     """A zlib stream of so many zeros, made without them; the size is in whole MiB."""
     one = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -122,7 +96,7 @@ def _zip_bomb(place: Place) -> Case:
     stranger = place.stranger()
     size = 1 << 31
     oid = zero_id(size)
-    pack(stranger.path, [(3, size, b"", zeros(size), oid)])
+    pack(stranger.path, {oid: entry(BLOB, size, zeros(size))})
     bomb(stranger, oid)
     return Case([*met(stranger, "2147483648 bytes")])
 
@@ -137,23 +111,10 @@ def _delta_bomb(place: Place) -> Case:
     copies, rest = divmod(size, most)
     delta = varint(base) + varint(size) + copy(most) * copies + copy(rest)
     oid = zero_id(size)
-    pack(
-        stranger.path,
-        [
-            (3, base, b"", zeros(base), first),
-            (7, len(delta), bytes.fromhex(first), zlib.compress(delta), oid),
-        ],
-    )
+    made = entry(BY_ID, len(delta), zlib.compress(delta), bytes.fromhex(first))
+    pack(stranger.path, {first: entry(BLOB, base, zeros(base)), oid: made})
     bomb(stranger, oid)
     return Case([*met(stranger, "1073741824 bytes", told="transfer: ")])
-
-
-def varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])
 
 
 def copy(size: int) -> bytes:
