@@ -3,7 +3,8 @@
 //
 //   q       (T,H*D) f32, row stride ldq: rotated queries; head h reads key-value head h / (H/G)
 //   k, v    (T,G*D) f32, row strides ldk, ldv
-//   keys    (tiles,G,D,128)  f32   the cache: a tile holds 128 positions; the keys of a tile stand transposed
+//   keys    (tiles,G,4,D,32) f32   the cache: a tile holds 128 positions; its keys stand transposed, 32 and 32, so that what is
+//                                  read of a tile that is not full stands together
 //   values  (tiles,G,128,W) f32    W = 32 C >= D, C the kernel's number; the columns from D on are zero
 //   position, tile0 (T,) i32       position of the token; first tile of its sequence
 //   z       (T,H*D) f32, row stride ldz
@@ -32,14 +33,18 @@
 #include "ordered.cuh"
 
 #define TILE 128
+#define KEYS 32  // that stand together
+
+// Where the first number of key j of a tile is; the next is KEYS further.
+HD i64 key_at(int j, int D) { return (i64)(j / KEYS) * KEYS * D + j % KEYS; }
 
 KERNEL(kv_append, float* keys, float* values, const float* k, const float* v, const i32* position, const i32* tile0,
        const i32* T, int G, int D, int wide, int ldk, int ldv) {
-    FOR_ITEMS(item, (i64)G * D) {  // a row of the transposed tile at a time: its positions are neighbours
+    FOR_ITEMS(item, (i64)G * D) {  // a row of the transposed keys at a time: its positions are neighbours
         i64 g = item / D, d = item % D;
         FOR_LANES(t, *T) {
             i64 tile = tile0[t] + position[t] / TILE;
-            keys[((tile * G + g) * D + d) * TILE + position[t] % TILE] = k[(i64)t * ldk + item];
+            keys[(tile * G + g) * D * TILE + key_at(position[t] % TILE, D) + d * KEYS] = k[(i64)t * ldk + item];
         }
     }
     FOR_ITEMS(item, (i64)*T * G) {
@@ -72,8 +77,9 @@ KERNEL(kv_append8, i8* keys, i8* values, float* key_scale, float* value_scale, c
        const i32* position, const i32* tile0, const i32* T, int G, int D, int wide, int ldk, int ldv) {
     FOR_ITEMS(item, (i64)*T * G) {
         i64 g = item / *T, t = item % *T;  // neighbours write into the same lines of the keys
-        i64 tile = (tile0[t] + position[t] / TILE) * G + g, at = position[t] % TILE;
-        float of_key = put_row(keys + tile * D * TILE + at, TILE, k + t * ldk + g * D, D);
+        i64 tile = (tile0[t] + position[t] / TILE) * G + g;
+        int at = position[t] % TILE;
+        float of_key = put_row(keys + tile * D * TILE + key_at(at, D), KEYS, k + t * ldk + g * D, D);
         float of_value = put_row(values + (tile * TILE + at) * wide, 1, v + t * ldv + g * D, D);
         if (LEADER) key_scale[tile * TILE + at] = of_key, value_scale[tile * TILE + at] = of_value;
     }
@@ -197,10 +203,10 @@ template <int H, class E> HD lanes scores(const float* q, const E* kt, int D, in
     int begin = 0;
     for (; begin + 32 <= D; begin += 32)
 #pragma unroll
-        for (int i = 0; i < 32; i++) acc[i] = fma(q[begin + i], number(kt[(begin + i) * TILE + LANE]), acc[i]);
+        for (int i = 0; i < 32; i++) acc[i] = fma(q[begin + i], number(kt[(begin + i) * KEYS + LANE]), acc[i]);
 #pragma unroll
     for (int i = 0; i < 32; i++)
-        if (begin + i < D) acc[i] = fma(q[begin + i], number(kt[(begin + i) * TILE + LANE]), acc[i]);
+        if (begin + i < D) acc[i] = fma(q[begin + i], number(kt[(begin + i) * KEYS + LANE]), acc[i]);
 #pragma unroll
     for (int h = 16; h > 0; h >>= 1)
 #pragma unroll
@@ -212,7 +218,7 @@ template <int H, class E> HD lanes scores(const float* q, const E* kt, int D, in
 // Scores of the first count keys of a tile; up to 31 more are written.
 template <class E> ONCE void score(float* s, const float* q, const E* kt, const float* key_scale, int D, int count, float scale) {
     for (int j = 0; j < count; j += 32) {
-        lanes dot = add(scores<1>(q, kt + j, D, 0), zero());
+        lanes dot = add(scores<1>(q, kt + (i64)j * D, D, 0), zero());
         if constexpr (IS_SCALED<E>) dot = mul(dot, load(key_scale + j));
         store(s + j, mul(dot, splat(scale)));
     }

@@ -9,37 +9,35 @@
 #include "vec_host.cuh"
 
 constexpr int TOGETHER = 32;  // heads of tokens that share a tile; alone_...: 1
-constexpr int KEYS = 32;     // of a tile that are scored at a time
 
 template <class E> HD void widen_row(float* to, const E* from) {
     for (int i = 0; i < 32; i++) to[i] = (float)from[i];
 }
 
-// The sum over dimensions i, i + H, ... of 2 WIDTH keys, of which a row is STEP. C chunks of 32 dimensions if it is not 0,
-// else as many as there are.
-template <int H, int C, int STEP> HD pair scores(const float* q, const float* k, int D, int i) {
+// The sum over dimensions i, i + H, ... of 2 WIDTH keys. C chunks of 32 dimensions if it is not 0, else as many as there are.
+template <int H, int C> HD pair scores(const float* q, const float* k, int D, int i) {
     if constexpr (H == 32) {
         pair acc = splat_pair(0.0f);
         if constexpr (C > 0) {
 #pragma GCC unroll 8
-            for (int c = 0; c < C; c++) acc = fma(splat_pair(q[i + 32 * c]), load_pair(k + (i + 32 * c) * STEP), acc);
+            for (int c = 0; c < C; c++) acc = fma(splat_pair(q[i + 32 * c]), load_pair(k + (i + 32 * c) * KEYS), acc);
         } else {
-            for (int d = i; d < D; d += 32) acc = fma(splat_pair(q[d]), load_pair(k + d * STEP), acc);
+            for (int d = i; d < D; d += 32) acc = fma(splat_pair(q[d]), load_pair(k + d * KEYS), acc);
         }
         return acc;
     } else {
-        pair left = scores<2 * H, C, STEP>(q, k, D, i);
+        pair left = scores<2 * H, C>(q, k, D, i);
         in_registers(left);  // else a compiler makes many leaves first, and has no room for them
-        pair right = scores<2 * H, C, STEP>(q, k, D, i + H);
+        pair right = scores<2 * H, C>(q, k, D, i + H);
         in_registers(right);
         return add(left, right);
     }
 }
 
 // Scores of KEYS keys.
-template <int C, int STEP> ONCE void score(float* s, const float* q, const float* k, const float* key_scale, int D, float scale) {
+template <int C> ONCE void score(float* s, const float* q, const float* k, const float* key_scale, int D, float scale) {
     for (int j = 0; j < KEYS; j += 2 * WIDTH) {
-        pair dot = add(scores<1, C, STEP>(q, k + j, D, 0), splat_pair(0.0f));
+        pair dot = add(scores<1, C>(q, k + j, D, 0), splat_pair(0.0f));
         if (key_scale) dot = mul(dot, load_pair(key_scale + j));
         store(s + j, mul(dot, splat_pair(scale)));
     }
@@ -125,7 +123,7 @@ template <int C, class E> HD void mix_all(Asking<C>* each, int n, Stored<E> cach
 
 // All who ask, over the cache of their sequence: those who see more come later.
 template <int C, class E> ONCE void attend(Asking<C>* each, int n, bool is_probed, Stored<E> cache, int G, int D, float scale) {
-    alignas(64) float near[32 * C * KEYS];
+    alignas(64) float near[IS_SCALED<E> ? 32 * C * KEYS : 1];
     int longest = 0;
     for (int k = 0; k < n; k++) {
         begin_fold(each[k].folded);
@@ -138,16 +136,16 @@ template <int C, class E> ONCE void attend(Asking<C>* each, int n, bool is_probe
         for (int j = 0; j < most; j += KEYS) {
             const char* values = (const char*)(cache.values + (i64)j * 32 * C);  // wanted soon, by chains: ask in their order
             for (int i = 0; i < KEYS * 32 * C * (int)sizeof(E); i += 64) PREFETCH(values + i);
-            const float* key_scale = nullptr;
-            if constexpr (IS_SCALED<E>) key_scale = cache.key_scale + j;
-            bool is_near = IS_SCALED<E> || n > 2 || D != 32 * C;  // else it does not pay to move them
-            for (int d = 0; is_near && d < D; d++) widen_row(near + d * KEYS, cache.keys + d * TILE + j);
+            const float *keys, *key_scale = nullptr;
+            if constexpr (IS_SCALED<E>) {
+                for (int d = 0; d < D; d++) widen_row(near + d * KEYS, cache.keys + j * D + d * KEYS);
+                keys = near, key_scale = cache.key_scale + j;
+            } else {
+                keys = cache.keys + j * D;
+            }
             for (int k = 0; k < n; k++) {
                 Asking<C>& one = each[k];
-                if (one.count <= j) continue;
-                if (D != 32 * C) score<0, KEYS>(one.p + j, one.q, near, key_scale, D, scale);
-                else if (is_near) score<C, KEYS>(one.p + j, one.q, near, key_scale, D, scale);
-                else if constexpr (!IS_SCALED<E>) score<C, TILE>(one.p + j, one.q, cache.keys + j, key_scale, D, scale);
+                if (one.count > j) (D == 32 * C ? score<C> : score<0>)(one.p + j, one.q, keys, key_scale, D, scale);
             }
         }
         for (int k = 0; k < n; k++) {

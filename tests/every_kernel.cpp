@@ -196,6 +196,16 @@ static void elements() {
     report("add", y);
 }
 
+// A tile's keys by dimension, whatever order a cache has them in: 4 D rows of 32 here.
+template <class T> static List<T> by_dimension(const List<T>& keys, int D) {
+    List<T> made(keys.size());
+    for (size_t i = 0; i < keys.size(); i++) {
+        size_t tile = i / (128 * D), span = i / (32 * D) % 4, d = i / 32 % D;
+        made[(tile * D + d) * 128 + span * 32 + i % 32] = keys[i];
+    }
+    return made;
+}
+
 static void heads() {
     constexpr int H = 4, G = 2, D = 40, P = 300, wide = 64;
     i32 rows = P;
@@ -211,7 +221,7 @@ static void heads() {
     report("rope", q);
     List<float> keys(4 * G * D * 128), vals(4 * G * 128 * wide);
     launch(launch_kv_append, keys.data(), vals.data(), k.data(), v.data(), position.data(), tile0.data(), &rows, G, D, wide, G * D, G * D);
-    report("kv_append keys", keys);
+    report("kv_append keys", by_dimension(keys, D));
     report("kv_append values", vals);
     launch(launch_attention_2, z.data(), q.data(), keys.data(), vals.data(), position.data(), tile0.data(), &rows, H, G, D, H * D, H * D, 0.25f);
     report("attention_2", z);
@@ -233,7 +243,7 @@ static void heads8() {
     List<float> by_key(4 * G * 128), by_value(4 * G * 128), z(P * H * D), again(P * H * D), records(P * H * 8);
     launch(launch_kv_append8, keys.data(), vals.data(), by_key.data(), by_value.data(), k.data(), v.data(), position.data(), tile0.data(),
            &rows, G, D, wide, G * D, G * D);
-    report("kv_append8 keys", keys);
+    report("kv_append8 keys", by_dimension(keys, D));
     report("kv_append8 values", vals);
     report("kv_append8 scales", by_value);
     launch(launch_attention8_2, z.data(), q.data(), keys.data(), vals.data(), by_key.data(), by_value.data(), position.data(), tile0.data(),

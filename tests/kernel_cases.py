@@ -334,7 +334,7 @@ def _attention(rng: Rng, size: int) -> Iterator[Case]:
             "z": pattern(T, H * D),
             "q": wild(rng, T, H * D, top=2),
             "T": one(T),
-            "keys": wild(rng, tiles, G, D, 128, top=3),
+            "keys": wild(rng, tiles, G, 4, D, 32, top=3),
             "values": values.reshape(tiles, G, 128, wide),
             "k": wild(rng, T, G * D, top=3),
             "v": wild(rng, T, G * D, top=60),
@@ -355,7 +355,7 @@ def _attention(rng: Rng, size: int) -> Iterator[Case]:
         stored_values = np.zeros((tiles, G, 128, wide), np.int8)
         stored_values[..., :D] = rng.integers(-127, 128, (tiles, G, 128, D), np.int8)
         arrays = arrays | {
-            "keys": rng.integers(-127, 128, (tiles, G, D, 128), np.int8),
+            "keys": rng.integers(-127, 128, (tiles, G, 4, D, 32), np.int8),
             "values": stored_values,
             "key_scale": np.abs(wild(rng, tiles, G, 128, top=3)),
             "value_scale": np.abs(wild(rng, tiles, G, 128, top=60)),

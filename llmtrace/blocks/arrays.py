@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TILE = 128
 """Positions in a tile of the KV cache (``kernels/attention.cu``)."""
+KEYS = 32
+"""Positions of a tile whose keys stand together."""
 SCALES = ("key_scale", "value_scale")
 """Of a KV cache in 8 bits: by position and head."""
 PROBES = 2
@@ -125,11 +127,11 @@ def strides(made: Sequence[Block]) -> dict[str, int]:
 
 
 def _cache(shape: tuple[int, ...], size: int, bits: int) -> Shapes:
-    """The KV cache of heads (layers, tiles, G): keys of a tile stand transposed."""
+    """The KV cache of heads (layers, tiles, G): keys stand transposed, a span and a span."""
     kind = "<f4" if bits == 32 else "|i1"
     scales = {} if bits == 32 else dict.fromkeys(SCALES, ((*shape, TILE), "<f4"))
     return {
-        "keys": ((*shape, size, TILE), kind),
+        "keys": ((*shape, TILE // KEYS, size, KEYS), kind),
         "values": ((*shape, TILE, 32 * chunks(size)), kind),
         **scales,
     }

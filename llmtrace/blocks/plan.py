@@ -213,17 +213,18 @@ class Plan:
     def cached(self, layer: int, tile0: int, positions: int) -> tuple[np.ndarray, np.ndarray]:
         """Reads the KV cache of a sequence: keys, values (positions, G, D) f32 of a layer."""
         tiles = slice(tile0, tile0 + -(-positions // TILE))
-        keys = self.device.download(self._cache["keys"][layer][tiles])  # (tiles, G, D, TILE)
+        keys = self.device.download(self._cache["keys"][layer][tiles])
+        _, groups, _, size, _ = keys.shape  # of tiles, by spans
+        keys = keys.transpose(0, 1, 2, 4, 3).reshape(-1, groups, TILE, size)
         values = self.device.download(self._cache["values"][layer][tiles])
         if self.version.cache_bits == 8:
             scales = (self.device.download(self._cache[name][layer][tiles]) for name in SCALES)
             by_key, by_value = scales
-            keys = keys.astype("f4") * by_key[..., None, :]
+            keys = keys.astype("f4") * by_key[..., None]
             values = values.astype("f4") * by_value[..., None]
-        size, groups = keys.shape[2], keys.shape[1]
-        flat = keys.transpose(0, 3, 1, 2).reshape(-1, groups, size)[:positions]
-        rows = values[..., :size].transpose(0, 2, 1, 3).reshape(-1, groups, size)[:positions]
-        return flat.copy(), rows.copy()
+        held = (each[..., :size].transpose(0, 2, 1, 3) for each in (keys, values))
+        by_key, by_value = (each.reshape(-1, groups, size)[:positions].copy() for each in held)
+        return by_key, by_value
 
     def copy_cache(self, source: int, tile0: int, positions: int) -> None:
         """Copies the KV cache of a sequence's first positions, from tile ``source`` on.
