@@ -16,6 +16,7 @@
     T* name = (T*)name##_shared + (threadIdx.x >> 5) * (n)
 #define SYNC_LANES() __syncwarp()
 #define PREFETCH(p)
+#define PREFETCH_LATER(p)
 #define IN_REGISTERS(a) (a)
 
 HD u32 bits(float x) { return __float_as_uint(x); }

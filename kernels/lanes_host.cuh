@@ -13,6 +13,7 @@ struct Share { i32 index, count, thread; };  // this one of so many, and who wor
 #define SCRATCH(T, name, n) alignas(64) T name[n]
 #define SYNC_LANES()
 #define PREFETCH(p) __builtin_prefetch(p)
+#define PREFETCH_LATER(p) __builtin_prefetch(p, 0, 2)  // not yet into the nearest cache
 
 // A launch list holds a function and its arguments as 64-bit words; call() unpacks them.
 template <class T> HD T from_word(u64 word) { T value; memcpy(&value, &word, sizeof value); return value; }

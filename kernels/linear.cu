@@ -9,8 +9,9 @@
 // Which rows and tokens are worked on together cannot change a bit.
 #include "lanes.cuh"
 
-// One row alone is bound by memory: what it will need a page later is asked for now.
-#define AHEAD 4096
+// One row alone is bound by memory: what it will need soon, in bytes, is asked for now, and later things are brought nearer.
+#define SOON 1024
+#define LATER 4096
 
 template <int R, int S> HD void sums(float* to, const lanes (&acc)[R][S], int s) {
     constexpr int FOURS = R / 4 * 4;
@@ -35,7 +36,10 @@ HD void dots(float* y, i64 ldy, const W* w, i64 ldw, const float* x, i64 ldx, in
 #pragma unroll
         for (int r = 0; r < R; r++) {
             lanes a = IN_REGISTERS(load(w + r * ldw + k));
-            if (R * S == 1) PREFETCH((const char*)(w + k) + AHEAD);
+            if (R * S == 1) {
+                PREFETCH((const char*)(w + k) + SOON);
+                PREFETCH_LATER((const char*)(w + k) + LATER);
+            }
 #pragma unroll
             for (int s = 0; s < S; s++) acc[r][s] = fma(a, b[s], acc[r][s]);
         }

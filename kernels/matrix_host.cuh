@@ -38,13 +38,14 @@ HD void shape_tiles(const Eight&, int tokens) {
     LOAD(3, minus, 64);
 }
 #define MULTIPLY8(sum) CLEAR(sum), MULTIPLY(bssd, 3, 1, sum), MULTIPLY(bsud, 2, 1, sum)
-template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Eight in, const float* bias, int outputs, int G, int tokens) {
+template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Eight in, const float* bias, int outputs, int G, int tokens, bool is_first) {
     alignas(64) i32 sums[TOKENS][SIDE];
     vec total[TOKENS], made[1][TOKENS];
 #pragma GCC unroll 16
     for (int s = 0; s < TOKENS; s++) total[s] = every(0.0f);
     for (int g = 0; g <= G; g++) {
         if (g < G) {
+            for (int i = 0; is_first && i < 64 * SIDE; i += 64) ask(in.w + (i64)g * 64 * SIDE + i);
             LOAD(1, in.q + g * 64, G * 64);
             LOAD(2, in.w + (i64)g * 64 * SIDE, 64);
             if (g & 1) MULTIPLY8(4);
@@ -84,12 +85,13 @@ HD void multiply4(Four in, int g, int G) {
     if (g & 1) MULTIPLY4(6, 7);
     else MULTIPLY4(0, 1);
 }
-template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Four in, const float* bias, int outputs, int G, int tokens) {
+template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Four in, const float* bias, int outputs, int G, int tokens, bool is_first) {
     alignas(64) i32 sums[2][TOKENS][SIDE];
     vec a[TOKENS], b[TOKENS], made[1][TOKENS];
 #pragma GCC unroll 16
     for (int s = 0; s < TOKENS; s++) a[s] = b[s] = every(0.0f);
     for (int next = 0; next <= G; next++) {
+        for (int i = 0; is_first && i < 32 * SIDE; i += 64) ask(in.w + (i64)next * 32 * SIDE + i);
         if (next < G) multiply4(in, next, G);
         int g = next - 1;
         if (g < 0) continue;
@@ -127,8 +129,8 @@ HD void matrix(Share share, float* y, const In& all, const float* bias, int T, i
                 int outputs = N - n < SIDE ? (int)(N - n) : SIDE;
                 In in = all.at(n, t, G);
                 const float* b = bias ? bias + n : bias;
-                if (tokens == TOKENS) matrix_tile<true>(y + t * ldy + n, ldy, in, b, outputs, G, tokens);
-                else matrix_tile<false>(y + t * ldy + n, ldy, in, b, outputs, G, tokens);
+                if (tokens == TOKENS) matrix_tile<true>(y + t * ldy + n, ldy, in, b, outputs, G, tokens, !t);
+                else matrix_tile<false>(y + t * ldy + n, ldy, in, b, outputs, G, tokens, !t);
             }
         }
     }
