@@ -45,7 +45,6 @@ template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Eight in, const flo
     for (int s = 0; s < TOKENS; s++) total[s] = every(0.0f);
     for (int g = 0; g <= G; g++) {
         if (g < G) {
-            for (int i = 0; is_first && i < 64 * SIDE; i += 64) ask(in.w + (i64)g * 64 * SIDE + i);
             LOAD(1, in.q + g * 64, G * 64);
             LOAD(2, in.w + (i64)g * 64 * SIDE, 64);
             if (g & 1) MULTIPLY8(4);
@@ -55,10 +54,13 @@ template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Eight in, const flo
         if (g & 1) STORE(0, sums);
         else STORE(4, sums);
         vec scale = read_bf16(in.ws + (i64)(g - 1) * SIDE);
+        const u8* ahead = in.w + (i64)g * 64 * SIDE;
 #pragma GCC unroll 16
-        for (int s = 0; s < TOKENS; s++)
+        for (int s = 0; s < TOKENS; s++) {
+            if (is_first) ask(ahead + 64 * s);  // a line now and then: many at once keep others waiting
             if (ALL || s < tokens)
                 total[s] = fma(to_float(read<ints>(sums[s])), scale * every(in.xs[(i64)s * G + g - 1]), total[s]);
+        }
     }
 #pragma GCC unroll 16
     for (int s = 0; s < TOKENS; s++) made[0][s] = total[s];  // put() wants memory; until here they are in registers
@@ -91,7 +93,6 @@ template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Four in, const floa
 #pragma GCC unroll 16
     for (int s = 0; s < TOKENS; s++) a[s] = b[s] = every(0.0f);
     for (int next = 0; next <= G; next++) {
-        for (int i = 0; is_first && i < 32 * SIDE; i += 64) ask(in.w + (i64)next * 32 * SIDE + i);
         if (next < G) multiply4(in, next, G);
         int g = next - 1;
         if (g < 0) continue;
@@ -100,8 +101,10 @@ template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Four in, const floa
         ints both = read_twos(in.ws + (i64)g * SIDE), lows = read_twos(in.low + (i64)g * SIDE);
         vec first = to_float(both & 255), second = to_float(both >> 8);
         ints low = (lows & 255) | (lows & 0xff00) << 8;
+        const u8* ahead = in.w + (i64)next * 32 * SIDE;
 #pragma GCC unroll 16
-        for (int s = 0; s < TOKENS; s++)
+        for (int s = 0; s < TOKENS; s++) {
+            if (is_first && s < 8) ask(ahead + 64 * s);  // a line now and then: many at once keep others waiting
             if (ALL || s < tokens) {
                 i64 at = (i64)s * G + g;
                 vec x = every(in.xs[at]);
@@ -110,6 +113,7 @@ template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Four in, const floa
                 a[s] = fma(sum, x, a[s]);
                 b[s] = fma(to_float(lowest), x, b[s]);
             }
+        }
     }
     vec by_step = read<vec>(in.unit), by_low = read<vec>(in.unit + SIDE);
 #pragma GCC unroll 16

@@ -122,7 +122,7 @@ constexpr int PANEL_ROWS = PANELS * SIDE;  // outputs worked on together
 // Asks for the weights that a first pass comes to soon, and has those of later brought nearer.
 HD void ask(const u8* p) {
     PREFETCH(p + 2048);
-    PREFETCH_LATER(p + 16384);
+    PREFETCH_LATER(p + 10240);
 }
 
 // Two bytes an output, as 32 bits.
