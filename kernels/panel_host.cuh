@@ -26,23 +26,44 @@ HD vec to_float(ints a) {
 #endif
 }
 
+// Numbers of 16 bits: products of neighbours, added in pairs.
+#if defined(__AVX512BW__)
+HD ints madd(ints a, ints b) { return (ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+HD ints madd(ints a, ints b) { return (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#elif defined(__SSE4_1__) && !defined(__FMA__) && !defined(__AVX512F__)
+#include <immintrin.h>
+HD ints madd(ints a, ints b) { return (ints)_mm_madd_epi16((__m128i)a, (__m128i)b); }
+#else
+#define NO_MADD
+#endif
+
 // Four inputs of SIDE outputs, times four of a token: 8 bits by 8 (Quad, dot8), 4 bits without a sign by 8 (Small, dot4).
 // `parts` is what dot4 adds up in, 8 at most; weigh() multiplies it by a number of 8 bits an output, lowest() two of these by
 // the sums of their 32 inputs.
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if (defined(__AVX512VNNI__) && defined(__AVX512BW__)) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
 #define UNIT8 4
 #define FLIP8 0x80808080u  // the instruction wants one factor without a sign: dot8_begin takes 128 times the other away
+#if defined(__AVX512F__)
+#define DOT "vpdpbusd"
 #define PANELS 4
 #define TOKENS8 6
 #define TOKENS4 3
 #define PANELS4 PANELS
+#else
+#define DOT "%{vex%} vpdpbusd"
+#define PANELS 2
+#define TOKENS8 6
+#define TOKENS4 6
+#define PANELS4 1
+#endif
 typedef i8 FACTOR;
 typedef ints parts;
 struct Quad { ints v; };
 HD Quad read_quad(const u8* p) { return {read<ints>(p)}; }
 HD ints vnni(ints acc, ints w, i32 x) {
     ints b = every_int(x);
-    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(b));  // gcc's own way of it spills
+    asm(DOT " %2, %1, %0" : "+v"(acc) : "v"(w), "v"(b));  // gcc's own way of it spills
     return acc;
 }
 HD ints dot8(ints acc, Quad w, const FACTOR* x) { return vnni(acc, w.v, word_at(x)); }
@@ -60,23 +81,19 @@ HD parts dot4(parts acc, ints w, const i8* x) { return vnni(acc, w, word_at(x));
 typedef i16 FACTOR;
 typedef i16 parts __attribute__((vector_size(sizeof(vec))));
 #if defined(__AVX512BW__)
-HD ints madd(parts a, ints b) { return (ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 HD parts maddubs(ints a, ints b) { return (parts)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
 HD parts widened(const u8* p) { return (parts)_mm512_cvtepi8_epi16(read<__m256i>(p)); }
 #elif defined(__AVX2__)
-HD ints madd(parts a, ints b) { return (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 HD parts maddubs(ints a, ints b) { return (parts)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
 HD parts widened(const u8* p) { return (parts)_mm256_cvtepi8_epi16(read<__m128i>(p)); }
 #else
-#include <immintrin.h>
-HD ints madd(parts a, ints b) { return (ints)_mm_madd_epi16((__m128i)a, (__m128i)b); }
 HD parts maddubs(ints a, ints b) { return (parts)_mm_maddubs_epi16((__m128i)a, (__m128i)b); }
 HD parts widened(const u8* p) { return (parts)_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)p)); }
 #endif
 struct Quad { parts v[2]; };  // inputs 0 and 1, 2 and 3
 HD Quad read_quad(const u8* p) { return {{widened(p), widened(p + 2 * SIDE)}}; }
 HD ints dot8(ints acc, const Quad& w, const FACTOR* x) {
-    return acc + madd(w.v[0], every_int(word_at(x))) + madd(w.v[1], every_int(word_at(x + 2)));
+    return acc + madd((ints)w.v[0], every_int(word_at(x))) + madd((ints)w.v[1], every_int(word_at(x + 2)));
 }
 HD ints dot8_begin(const i16*) { return ints{}; }
 HD parts dot4(parts acc, ints w, const i8* x) {  // 8 * 2 * 15 * 127 < 2^15
@@ -84,8 +101,7 @@ HD parts dot4(parts acc, ints w, const i8* x) {  // 8 * 2 * 15 * 127 < 2^15
     asm volatile("" : "+v"(acc));  // else gcc makes many products first, and has no room for them
     return acc;
 }
-HD ints weigh(parts acc, ints scale) { return madd(acc, scale | scale << 16); }
-HD ints lowest(ints low, const i16* sums) { return madd((parts)((low & 255) | (low & 0xff00) << 8), every_int(word_at(sums))); }
+HD ints weigh(parts acc, ints scale) { return madd((ints)acc, scale | scale << 16); }
 #else
 #define UNIT8 4
 #define FLIP8 0
@@ -110,7 +126,11 @@ HD parts dot4(parts acc, ints w, const i8* x) { return dot8(acc, {w}, x); }
 #endif
 #ifndef IN_PAIRS
 HD ints weigh(parts acc, ints scale) { return acc * scale; }
+#endif
+#ifdef NO_MADD
 HD ints lowest(ints low, const i16* sums) { return (low & 255) * sums[0] + (low >> 8) * sums[1]; }
+#else
+HD ints lowest(ints low, const i16* sums) { return madd((low & 255) | (low & 0xff00) << 8, every_int(word_at(sums))); }
 #endif
 struct Small { ints v[2]; };  // the low and the high four bits of bytes
 HD Small read_small(const u8* p) {
@@ -146,6 +166,8 @@ KERNEL(interleave, void* to, const void* from, int N, int count, int unit, int i
 }
 extern "C" int panel_rows() { return PANEL_ROWS; }
 extern "C" int panel_unit8() { return UNIT8; }
+// Tells layouts of the same rows and units apart.
+extern "C" int panel_kind() { return SIDE << 1 | (FLIP8 != 0); }
 
 KERNEL(factors, FACTOR* q, float* scale, i16* sums, const float* x, const i32* T, int K, int ldx) {
     quantize_rows(share, q, scale, sums, x, T, K, ldx);

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from llmtrace.blocks.versions import version
 from llmtrace.device.compile import FLAGS, kernels_folder
 from llmtrace.device.cpu import CpuDevice
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
     from llmtrace.engine.sequence import Trace
 
 CACHE = Path(os.environ["XDG_CACHE_HOME"]) / "llmtrace" / "kernels"
+
+
+def avx_vnni(*build: object) -> Any:
+    """Parameters for a build of AVX2 with dot products of bytes, which few machines can run."""
+    info = Path("/proc/cpuinfo")
+    can = info.exists() and "avx_vnni" in info.read_text().split()
+    mark = pytest.mark.skipif(not can, reason="no AVX-VNNI here")
+    return pytest.param(*build, marks=mark)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmtrace.device.compile import FLAGS, kernels_folder
+from running import avx_vnni
 
 DRIVER = Path(__file__).with_name("every_kernel.cpp")
 FROZEN = sorted(Path(__file__).with_name("golden").glob("*.kernels"))
@@ -22,6 +23,7 @@ BUILDS = {
     "g++ AVX2": [*GPP, "-march=x86-64-v3"],
     "g++ no FMA": [*GPP, "-march=x86-64-v2"],
     "g++ -O1 generic": [*GPP, "-O1"],
+    "g++ AVX-VNNI": avx_vnni([*GPP, "-march=x86-64-v3", "-mavxvnni"]),
     "clang native": [*ZIG, "-march=native"],
     "clang -O2 AVX2": [*ZIG, "-O2", "-march=x86_64_v3"],
     "clang no FMA": [*ZIG, "-march=x86_64_v2"],

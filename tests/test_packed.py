@@ -16,7 +16,7 @@ from llmtrace.engine.request import Request
 from llmtrace.engine.trace import Model
 from llmtrace.model.architecture import Architecture
 from llmtrace.model.checkpoint import Checkpoint
-from running import device, run
+from running import avx_vnni, device, run
 from scored import prompt_of
 
 if TYPE_CHECKING:
@@ -73,13 +73,22 @@ def test_later_runs_read_what_the_first_made(
     assert alone.output == first.output == again.output
 
 
+OTHERS = [
+    pytest.param([{"cpu": "x86-64-v3"}, {"cpu": "x86-64-v2"}], id="AVX2 and SSE"),
+    avx_vnni([{"cpu": "x86-64-v3", "cxx": "g++ -mavxvnni"}, {"cpu": "x86-64-v3"}]),
+]
+
+
+@pytest.mark.parametrize("others", OTHERS)
 @pytest.mark.parametrize("numerics", INTEGERS)
-def test_another_layout_has_files_of_its_own(folder: Path, tmp_path: Path, numerics: str) -> None:
-    packed = tmp_path / "packed"
-    traces = [ran(folder, numerics, packed, cpu=cpu) for cpu in ("native", "x86-64-v2", "native")]
-    assert traces[0].commitment == traces[1].commitment == traces[2].commitment
-    layouts = {(device(cpu=cpu).panel, device(cpu=cpu).unit8) for cpu in ("native", "x86-64-v2")}
-    assert len(list(packed.iterdir())) == len(layouts)
+def test_another_layout_has_files_of_its_own(
+    folder: Path, tmp_path: Path, numerics: str, others: list[dict[str, str]]
+) -> None:
+    packed, builds = tmp_path / "packed", [{}, *others, {}]
+    found = {ran(folder, numerics, packed, **on).commitment for on in builds}
+    assert len(found) == 1
+    layouts = {device(**on).layout for on in builds}
+    assert len(list(packed.iterdir())) == len(layouts) > 1
 
 
 SPOILT: dict[str, Callable[[bytes], bytes]] = {

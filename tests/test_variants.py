@@ -19,7 +19,7 @@ from llmtrace.device.cpu import CpuDevice
 from llmtrace.device.device import Launch
 from llmtrace.engine.request import Request
 from llmtrace.engine.trace import Done, trace
-from running import CACHE, device, load, run
+from running import CACHE, avx_vnni, device, load, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ BUILDS = {
     "no FMA": {"cpu": "x86-64-v2"},
     "clang": {"cxx": f"{sys.executable} -m ziglang c++"},
     "5 threads": {"threads": 5},
+    "AVX-VNNI": avx_vnni({"cpu": "x86-64-v3", "cxx": "g++ -mavxvnni"}),
 }
 ROWS = 300
 

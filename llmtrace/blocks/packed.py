@@ -33,8 +33,8 @@ class Packed:
     """The files of one model for one layout of a device. ``folder`` is None to keep none."""
 
     def __init__(self, folder: Path | None, model_id: str, device: Device) -> None:
-        layout = f"{REVISION}-{device.panel}x{device.unit8}"
-        self._device, self._folder = device, folder and folder / f"{model_id}-{layout}"
+        name = f"{model_id}-{REVISION}-{device.layout}"
+        self._device, self._folder = device, folder and folder / name
 
     def find(self, matrix: Matrix, shape: tuple[int, int], bits: int) -> tuple[Array, ...] | None:
         """Gives the arrays of a matrix (N, K), placed; None where there is no sound file."""

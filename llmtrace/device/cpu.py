@@ -55,6 +55,7 @@ class CpuDevice(Device):
                 f"cannot load '{path}': {error}", "delete it, or set LLMTRACE_CPU=x86-64-v2"
             ) from None
         self.panel, self.unit8 = self.library.panel_rows(), self.library.panel_unit8()
+        self.layout = f"{self.panel}x{self.unit8}-{self.library.panel_kind()}"
         self.matrix = bool(self.library.matrix_ready())
         self.threads = threads or len(os.sched_getaffinity(0))
         self.cache, self.build = cache, f"{path.stem}-{self.threads}"

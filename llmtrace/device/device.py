@@ -61,6 +61,8 @@ class Device(ABC):
     """Rows of quantised weights that stand interleaved; 1 where rows stay as they are."""
     unit8 = 1
     """Bytes of a row of 8-bit weights that stay together there."""
+    layout = "1"
+    """A name for how these lie: what is kept of one layout serves all devices of it."""
     matrix = False
     """Says whether it has a unit that multiplies panels and tokens at once, and may use it."""
 
