@@ -232,12 +232,13 @@ class StaleKeys(Fault):
 
     def after(self, machine: Machine, block: Block) -> None:
         if block.name == self.blocks[0] and machine.row(self.position) is not None:
-            cache = machine._cache[self.kind][self.layer][0]  # (G, D, 128) or (G, 128, W)
-            at = self.position
+            cache = machine._cache[self.kind][self.layer][0]  # (G, 4, D, 32) or (G, 128, W)
             if self.kind == "keys":
-                cache[..., at] = cache[..., at - 1]
+                cache = cache.transpose(1, 3, 0, 2)  # a view: (4, 32, G, D)
+                here, before = (divmod(at, 32) for at in (self.position, self.position - 1))
+                cache[here] = cache[before]
             else:
-                cache[:, at] = cache[:, at - 1]
+                cache[:, self.position] = cache[:, self.position - 1]
 
 
 class StaleValues(StaleKeys):
@@ -268,9 +269,8 @@ class WrongGroup(Fault):
     def alter(self, machine: Machine, block: Block, launch: Launch) -> Launch | None:
         if block.name != self.blocks[0]:
             return launch
-        caches = [
-            arg for arg in launch.args if isinstance(arg, np.ndarray) and arg.ndim == 4
-        ]  # (tiles, G, …)
+        arrays = [arg for arg in launch.args if isinstance(arg, np.ndarray)]
+        caches = [arg for arg in arrays if arg.ndim > 3]  # (tiles, G, …)
         assert len(caches) == 2
         for cache in caches:
             launch = swap(launch, cache, np.roll(cache, 1, axis=1))
