@@ -144,8 +144,12 @@ def test_chosen_rows_are_those_of_the_matrix(
     matrix = Matrix(tuple(tensors))
     whole = device().download(model.matrix(matrix))
     index = np.array([4, 0, sum(n for n, _ in shapes) - 1, 4])
-    assert np.array_equal(device().download(model.rows(matrix, index)), whole[index])
+    both = np.stack([index, index[::-1]])
+    for chosen, rows in zip(both, model.rows([matrix, matrix], both), strict=True):
+        assert np.array_equal(device().download(rows), whole[chosen])
     for multiple in (1, 2, 32):
         assert np.array_equal(np.concatenate([*model.stripes(matrix, multiple)]), whole)
     with pytest.raises(IndexError, match="'t0' has"):
-        model.rows(matrix, index + 1)
+        model.rows([matrix], index[None] + 1)
+    with pytest.raises(IndexError, match="has"):
+        model.rows([matrix], index[None] - 1)

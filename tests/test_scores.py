@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.torch import load_file
 
 from checkpoints import make, reference_model, write_tensors
 from llmtrace.blocks.llama import blocks
@@ -77,6 +78,21 @@ def test_float32_blocks_are_fit(model: Model, inside: Inside) -> None:
         assert found[name].mean() > 0.99, name
 
 
+def test_layers_stored_in_other_types_are_fit(tmp_path: Path) -> None:
+    """A layer in float32 and one in float16, and a part of one matrix, beside bfloat16."""
+    source = make(tmp_path / "model", layers=3)
+    tensors = load_file(source / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "layers.1" in name or name.endswith("layers.2.self_attn.k_proj.weight"):
+            tensors[name] = tensor.float()
+        if "layers.0.mlp" in name:
+            tensors[name] = tensor.half()
+    write_tensors(source, tensors)
+    model = load(source)
+    for block, values in Local(model, ASKED).measure(looked(model, ASKED)[0]).items():
+        assert values.min() > 0.9, block
+
+
 def test_sampled_fitness_is_that_of_all_outputs(model: Model, inside: Inside) -> None:
     """16 outputs estimate the bits of a row; the mean over rows to half a bit."""
     found = Local(model, ASKED).measure(inside)
@@ -125,7 +141,6 @@ def rounded(folder: Path, source: Path, levels: int) -> Path:
     import shutil
 
     import torch
-    from safetensors.torch import load_file
 
     shutil.copytree(source, folder, dirs_exist_ok=True)
     tensors = load_file(source / "model.safetensors")

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmtrace.blocks.quantized import STRIPE, quantize
+from llmtrace.model.checkpoint import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
@@ -49,25 +50,29 @@ class Weights:
             self._placed[matrix] = self._place(self._arrays(matrix))
         return self._placed[matrix]
 
-    def rows(self, matrix: Matrix, index: np.ndarray) -> Array:
-        """Gives chosen rows (R, K') as ``matrix`` does, placed for this call alone.
+    def rows(self, matrices: Sequence[Matrix], index: np.ndarray) -> list[Array]:
+        """Gives rows ``index`` (L, R) of L matrices of one shape: (R, K') of the type ``suffix``.
 
-        Raises IndexError for a row that the matrix has not.
+        They are placed for this call alone. Raises IndexError for a row that they have not.
         """
         import numpy as np
 
-        parts, kind = self._parts(matrix.tensors), self.suffix(matrix)
-        ends = np.cumsum([part.shape[0] for part in parts])
-        width = parts[0].shape[1]
-        chosen = np.zeros((len(index), padded(width)), "<f4" if kind == "f32" else "<u2")
-        of_part = np.searchsorted(ends, index, "right")
-        if of_part.max() == len(parts):
-            raise IndexError(f"'{matrix.tensors[0]}' has {ends[-1]} rows")
-        for n, part in enumerate(parts):
-            here = of_part == n
-            stored = part.rows(index[here] - (ends[n] - part.shape[0]))
-            chosen[here, :width] = widened(stored, part.dtype) if kind == "f32" else stored
-        return self._device.upload(chosen)
+        parts, kind = [self._parts(each.tensors) for each in matrices], self.suffix(*matrices)
+        begins = np.cumsum([0, *(part.shape[0] for part in parts[0])])
+        if index.max() >= begins[-1]:
+            raise IndexError(f"'{matrices[0].tensors[0]}' has {begins[-1]} rows")
+        of_part = np.searchsorted(begins, index, "right") - 1
+        pairs = zip(parts, of_part.tolist(), strict=True)
+        tensors = [of_layer[part] for of_layer, row in pairs for part in row]
+        numbers, width = (index - begins[of_part]).reshape(-1), parts[0][0].shape[1]
+        chosen = np.zeros((index.size, padded(width)), "<f4" if kind == "f32" else "<u2")
+        for dtype in {tensor.dtype for tensor in tensors}:
+            here = [n for n, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            stored = np.empty((len(here), width), "<f4" if dtype == "F32" else "<u2")
+            read_rows([tensors[n] for n in here], numbers[here].tolist(), stored)
+            chosen[here, :width] = widened(stored, dtype) if kind == "f32" else stored
+        placed = self._device.upload(chosen.reshape(*index.shape, -1))
+        return [placed[n] for n in range(len(matrices))]
 
     def stripes(self, matrix: Matrix, multiple: int) -> Iterator[np.ndarray]:
         """Gives the rows as ``matrix`` does, on the host, some at a time.
@@ -104,9 +109,9 @@ class Weights:
         stripes = self.stripes(matrix, self._device.panel)
         return quantize(self._device, stripes, self.suffix(matrix), self._shape(matrix), bits)
 
-    def suffix(self, matrix: Matrix) -> str:
-        """Gives the ending of the names of the kernels that read this storage type."""
-        kinds = {part.dtype for part in self._parts(matrix.tensors)}
+    def suffix(self, *matrices: Matrix) -> str:
+        """Gives the ending of the names of the kernels that read these, stored as one type."""
+        kinds = {part.dtype for each in matrices for part in self._parts(each.tensors)}
         return KERNEL_SUFFIX[kinds.pop()] if len(kinds) == 1 else "f32"
 
     def vector(self, vector: Vector) -> Array:

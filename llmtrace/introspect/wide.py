@@ -40,7 +40,7 @@ _blocks: WeakKeyDictionary[Weights, dict[str, Block]] = WeakKeyDictionary()
 class Layers:
     """Linear blocks of one shape, or R outputs of each, with the weights as they are stored."""
 
-    kernel: str
+    kernels: list[str]
     weights: list[Array]
     """(R, K') each, K padded with zeros to a multiple of 32."""
     biases: list[Array | None]
@@ -99,16 +99,18 @@ def rows_of(model: Model, matrix: Matrix, index: np.ndarray) -> np.ndarray:
 
 def layers(model: Model, made: Sequence[Block], rows: np.ndarray | None = None) -> Layers:
     """Places linear blocks of one shape, to be asked for outputs ``rows`` (L, R), or for all."""
-    weights, biases, placed = model.weights, [], []
-    for n, block in enumerate(made):
-        vector = next((arg for arg in block.args if isinstance(arg, Vector)), None)
-        if rows is None:
-            placed.append(weights.matrix(matrix_of(block)))
-            biases.append(vector and weights.vector(vector))
-        else:
-            placed.append(weights.rows(matrix_of(block), rows[n]))
-            biases.append(vector and model.device.upload(_values(model, vector)[rows[n]]))
-    return Layers("wide_" + weights.suffix(matrix_of(made[0])), placed, biases)
+    weights, matrices = model.weights, [matrix_of(block) for block in made]
+    vectors = [next((a for a in block.args if isinstance(a, Vector)), None) for block in made]
+    if rows is None:
+        kernels = ["wide_" + weights.suffix(matrix) for matrix in matrices]
+        placed = [weights.matrix(matrix) for matrix in matrices]
+        return Layers(kernels, placed, [vector and weights.vector(vector) for vector in vectors])
+    biases = [
+        vector and model.device.upload(_values(model, vector)[chosen])
+        for vector, chosen in zip(vectors, rows, strict=True)
+    ]
+    kernels = ["wide_" + weights.suffix(*matrices)] * len(made)
+    return Layers(kernels, weights.rows(matrices, rows), biases)
 
 
 def linear(model: Model, asked: Sequence[Outputs]) -> list[np.ndarray]:
@@ -124,9 +126,10 @@ def linear(model: Model, asked: Sequence[Outputs]) -> list[np.ndarray]:
         x, y = device.upload(padded_x), device.zeros((layers, count, outputs), "<f8")
         counted = device.upload(np.array([count], np.int32))
         sizes = (outputs, stride, outputs, stride, stride)
-        for n, (w, bias) in enumerate(zip(placed, biases, strict=True)):
+        each_layer = zip(each.layers.kernels, placed, biases, strict=True)
+        for n, (kernel, w, bias) in enumerate(each_layer):
             args = (y[n], w, x[n], bias, counted, *sizes)
-            launches.append(Launch(each.layers.kernel, args, outputs * -(-count // 4)))
+            launches.append(Launch(kernel, args, outputs * -(-count // 4)))
         results.append(y)
         work += layers * outputs * stride * count * 8
     device.capture(launches).run(work)

@@ -7,6 +7,7 @@ read the header ourselves, because its own arrays cannot hold BF16.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from llmtrace.errors import Trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
@@ -71,20 +74,32 @@ class Tensor:
         """
         import numpy as np
 
-        if len(index) and not 0 <= index.min() <= index.max() < self.shape[0]:
-            raise IndexError(f"'{self.name}' has {self.shape[0]} rows")
         rows = np.empty((len(index), self.shape[1]), "<f4" if self.dtype == "F32" else "<u2")
-        size, is_whole = rows.itemsize * self.shape[1], True
-        try:
-            with self.file.open("rb", buffering=0) as file:
-                for row, number in zip(rows, index.tolist(), strict=True):
-                    read = os.preadv(file.fileno(), [row.data], self.offset + number * size)
-                    is_whole &= read == size
-        except OSError as error:
-            raise Trouble(f"cannot read tensor '{self.name}' of '{self.file}': {error}") from error
-        if not is_whole:
-            raise Trouble(f"cannot read tensor '{self.name}' of '{self.file}': it is shorter now")
+        read_rows([self] * len(index), index.tolist(), rows)
         return rows
+
+
+def read_rows(tensors: Sequence[Tensor], index: Sequence[int], rows: np.ndarray) -> None:
+    """Reads row ``index[i]`` of ``tensors[i]`` into ``rows[i]``; widths and types are the same.
+
+    Raises IndexError for a row that a tensor has not, and Trouble as ``array`` does.
+    """
+    with contextlib.ExitStack() as stack:
+        files: dict[Path, int] = {}
+        for tensor, number, row in zip(tensors, index, rows, strict=True):
+            if not 0 <= number < tensor.shape[0]:
+                raise IndexError(f"'{tensor.name}' has {tensor.shape[0]} rows")
+            try:
+                if tensor.file not in files:
+                    file = stack.enter_context(tensor.file.open("rb", buffering=0))
+                    files[tensor.file] = file.fileno()
+                place = tensor.offset + number * row.nbytes
+                is_whole = os.preadv(files[tensor.file], [row.data], place) == row.nbytes
+                why = "" if is_whole else "it is shorter now"
+            except OSError as error:
+                why = str(error)
+            if why:
+                raise Trouble(f"cannot read tensor '{tensor.name}' of '{tensor.file}': {why}")
 
 
 @dataclass(frozen=True)
