@@ -38,7 +38,8 @@ HD void shape_tiles(const Eight&, int tokens) {
     LOAD(3, minus, 64);
 }
 #define MULTIPLY8(sum) CLEAR(sum), MULTIPLY(bssd, 3, 1, sum), MULTIPLY(bsud, 2, 1, sum)
-template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Eight in, const float* bias, int outputs, int G, int tokens, bool is_first) {
+template <bool ALL>
+ONCE void matrix_tile(float* y, i64 ldy, Eight in, const float* bias, int outputs, int G, int tokens, bool is_first) {
     alignas(64) i32 sums[TOKENS][SIDE];
     vec total[TOKENS], made[1][TOKENS];
 #pragma GCC unroll 16
@@ -87,7 +88,8 @@ HD void multiply4(Four in, int g, int G) {
     if (g & 1) MULTIPLY4(6, 7);
     else MULTIPLY4(0, 1);
 }
-template <bool ALL> ONCE void matrix_tile(float* y, i64 ldy, Four in, const float* bias, int outputs, int G, int tokens, bool is_first) {
+template <bool ALL>
+ONCE void matrix_tile(float* y, i64 ldy, Four in, const float* bias, int outputs, int G, int tokens, bool is_first) {
     alignas(64) i32 sums[2][TOKENS][SIDE];
     vec a[TOKENS], b[TOKENS], made[1][TOKENS];
 #pragma GCC unroll 16

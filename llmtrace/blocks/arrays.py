@@ -127,7 +127,7 @@ def strides(made: Sequence[Block]) -> dict[str, int]:
 
 
 def _cache(shape: tuple[int, ...], size: int, bits: int) -> Shapes:
-    """The KV cache of heads (layers, tiles, G): keys stand transposed, a span and a span."""
+    """The KV cache of heads (layers, tiles, G): keys stand transposed, 32 and 32."""
     kind = "<f4" if bits == 32 else "|i1"
     scales = {} if bits == 32 else dict.fromkeys(SCALES, ((*shape, TILE), "<f4"))
     return {

@@ -214,7 +214,7 @@ class Plan:
         """Reads the KV cache of a sequence: keys, values (positions, G, D) f32 of a layer."""
         tiles = slice(tile0, tile0 + -(-positions // TILE))
         keys = self.device.download(self._cache["keys"][layer][tiles])
-        _, groups, _, size, _ = keys.shape  # of tiles, by spans
+        _, groups, _, size, _ = keys.shape  # (tiles, G, TILE / KEYS, D, KEYS)
         keys = keys.transpose(0, 1, 2, 4, 3).reshape(-1, groups, TILE, size)
         values = self.device.download(self._cache["values"][layer][tiles])
         if self.version.cache_bits == 8:
@@ -222,9 +222,11 @@ class Plan:
             by_key, by_value = scales
             keys = keys.astype("f4") * by_key[..., None]
             values = values.astype("f4") * by_value[..., None]
-        held = (each[..., :size].transpose(0, 2, 1, 3) for each in (keys, values))
-        by_key, by_value = (each.reshape(-1, groups, size)[:positions].copy() for each in held)
-        return by_key, by_value
+        flat, rows = (
+            held[..., :size].transpose(0, 2, 1, 3).reshape(-1, groups, size)[:positions]
+            for held in (keys, values)
+        )
+        return flat.copy(), rows.copy()
 
     def copy_cache(self, source: int, tile0: int, positions: int) -> None:
         """Copies the KV cache of a sequence's first positions, from tile ``source`` on.
