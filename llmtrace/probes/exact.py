@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import numpy.typing as npt
 
@@ -25,6 +27,8 @@ LARGEST = float.fromhex("0x1.fffffep+127")
 """The largest float32."""
 NORMAL_975 = float.fromhex("0x1.f5c0331eeff82p+0")
 """The 97.5 % point of the normal distribution: 1.95996."""
+PIECE = 1 << 13
+"""Values of which a logarithm or an exponential is made at a time."""
 STUDENT_975 = (
     *(12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157),
     *(2.228139, 2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922),
@@ -33,12 +37,12 @@ STUDENT_975 = (
 )
 """The 97.5 % point of Student's t with 1 to 30 degrees of freedom."""
 
+_LARGEST_64 = float.fromhex("0x1.fffffffffffffp+1023")
 _LN2_HIGH = float.fromhex("0x1.62e42fefp-1")  # 32 bits: its multiples up to 2^11 are exact
 _LN2_LOW = float.fromhex("0x1.473de6af278edp-34")
 _INVERSE_LN2 = float.fromhex("0x1.71547652b82fep+0")
 _INVERSE_LN2_LOW = float.fromhex("0x1.777d0ffda0d24p-56")
 _ROOT_HALF = 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
-_ONE = 0x3FF << 52
 _MANTISSA = (1 << 52) - 1
 _ATANH = tuple(  # of s^14 ... s^2: minimax for (2 atanh s - 2 s) / s, right to 2^-59 of a logarithm
     float.fromhex(word)
@@ -85,76 +89,123 @@ def dot(a: npt.ArrayLike, b: npt.ArrayLike, axis: int = -1) -> Floats:
 
 def log(x: npt.ArrayLike) -> Floats:
     """Natural logarithm, within 1 ulp: -inf of ±0, NaN of what is negative."""
-    exponent, near, usual, value = _reduced(x)
-    found = exponent * _LN2_HIGH - ((near[1] - exponent * _LN2_LOW) - near[0])
-    return _with_edges(found, usual, value)
+    return _by_pieces(_log, x)
+
+
+def _log(value: Floats) -> Floats:
+    k, f, minus, usual = _reduced(value)
+    minus -= k * _LN2_LOW
+    minus -= f
+    k *= _LN2_HIGH
+    k -= minus
+    return _with_edges(k, usual, value)
 
 
 def log2(x: npt.ArrayLike) -> Floats:
     """Logarithm to base 2, within 2 ulp, exact for powers of two; edges as ``log``."""
-    exponent, (f, minus), usual, value = _reduced(x)
-    near = f - minus
-    found = exponent + (near * _INVERSE_LN2 + near * _INVERSE_LN2_LOW)
-    return _with_edges(found, usual, value)
+    return _by_pieces(_log2, x)
 
 
-def _reduced(
-    x: npt.ArrayLike,
-) -> tuple[Floats, tuple[Floats, Floats], npt.NDArray[np.bool_], Floats]:
-    """Splits x = 2^k m, m from sqrt(1/2) to sqrt(2): k, ln m as (m - 1) and what to subtract.
+def _log2(value: Floats) -> Floats:
+    k, f, minus, usual = _reduced(value)
+    f -= minus
+    k += f * _INVERSE_LN2 + f * _INVERSE_LN2_LOW
+    return _with_edges(k, usual, value)
 
-    With s = f / (2 + f), f = m - 1: ln m = 2 atanh s = f - (f^2/2 - s (f^2/2 + R)), where R
-    is near 2 s^2/3 + 2 s^4/5: f is exact, so only what is small is rounded.
-    """
+
+def _by_pieces(f: Callable[[Floats], Floats], x: npt.ArrayLike) -> Floats:
+    """What ``f`` gives element by element, so many at a time that what it makes stays near."""
     import numpy as np
 
     value = np.asarray(x, np.float64)
-    usual = (value >= 2.0**-1022) & (value <= 2.0**1023 * (2 - 2.0**-52))
-    scaled, offset = value, np.asarray(1023)
-    if not usual.all():  # what is subnormal is made normal, what has no logarithm is 1
-        tiny = (value > 0) & ~usual & (value < 1)
-        scaled = np.where(usual, value, np.where(tiny, value.clip(0, 1) * 2.0**54, 1.0))
-        offset = np.where(tiny, 1023 + 54, 1023)
-    bits = scaled.view(np.int64) + (_ONE - _ROOT_HALF)
-    k = ((bits >> 52) - offset).astype(np.float64)
-    f = ((bits & _MANTISSA) + _ROOT_HALF).view(np.float64) - 1.0
-    s = f / (2.0 + f)
-    z = s * s
-    r = np.full_like(z, _ATANH[0])
-    for coefficient in _ATANH[1:]:
-        r *= z
-        r += coefficient
-    r *= z
-    half = 0.5 * f * f
-    return k, (f, half - s * (half + r)), usual | (value > 0) & (value < 1), value
+    flat, found = value.reshape(-1), np.empty(value.size)
+    for begin in range(0, value.size, PIECE):
+        found[begin : begin + PIECE] = f(flat[begin : begin + PIECE])
+    return found.reshape(value.shape)
 
 
-def _with_edges(found: Floats, usual: npt.NDArray[np.bool_], value: Floats) -> Floats:
+def _reduced(value: Floats) -> tuple[Floats, Floats, Floats, npt.NDArray[np.bool_] | None]:
+    """Splits x = 2^k m, m from sqrt(1/2) to sqrt(2): k, f = m - 1, and f - ln m.
+
+    With s = f / (2 + f): ln m = 2 atanh s = f - (f^2/2 - s (f^2/2 + R)), where R is near
+    2 s^2/3 + 2 s^4/5: f is exact, so only what is small is rounded. And which values have a
+    logarithm, None if all have and are normal.
+    """
     import numpy as np
 
-    if usual.all():
-        return np.asarray(found + 0.0)
+    usual, scaled, extra = None, value, None
+    if not (value.min() >= 2.0**-1022 and value.max() <= _LARGEST_64):
+        # what is subnormal is made normal, what has no logarithm is 1
+        normal = (value >= 2.0**-1022) & (value <= _LARGEST_64)
+        tiny = (value > 0) & (value < 2.0**-1022)
+        scaled = np.where(normal, value, np.where(tiny, value.clip(0, 1) * 2.0**54, 1.0))
+        usual, extra = normal | tiny, np.where(tiny, 54.0, 0.0)
+    bits = scaled.view(np.int64) - _ROOT_HALF
+    k = (bits >> 52).astype(np.float64)
+    if extra is not None:
+        k -= extra
+    bits &= _MANTISSA
+    bits += _ROOT_HALF
+    f = bits.view(np.float64)
+    f -= 1.0
+    s = 2.0 + f
+    np.divide(f, s, out=s)
+    z = s * s
+    r = z * _ATANH[0]
+    for coefficient in _ATANH[1:]:
+        r += coefficient
+        r *= z
+    half = 0.5 * f
+    half *= f
+    r += half
+    r *= s
+    half -= r
+    return k, f, half, usual
+
+
+def _with_edges(found: Floats, usual: npt.NDArray[np.bool_] | None, value: Floats) -> Floats:
+    import numpy as np
+
+    found += 0.0
+    if usual is None:
+        return found
     edge = np.where(value == 0, -np.inf, np.where(value > 0, np.inf, np.nan))
     return np.asarray(np.where(usual, found, edge))
 
 
 def exp(x: npt.ArrayLike) -> Floats:
     """Exponential, within 1 ulp: 0 and inf where the result has no other name; NaN of NaN."""
+    return _by_pieces(_exp, x)
+
+
+def _exp(value: Floats) -> Floats:
     import numpy as np
 
-    value = np.asarray(x, np.float64)
-    usual = (value > -746.0) & (value < 710.0)
-    v = np.where(usual, value, 0.0)
-    k = np.rint(v * _INVERSE_LN2)
-    high, low = v - k * _LN2_HIGH, k * _LN2_LOW
-    r = high - low
-    lost = (high - r) - low
-    q = np.full_like(r, _EXP[0])
-    for coefficient in _EXP[1:]:
-        q *= r
+    usual, v = None, value
+    if not (value.min() > -708.0 and value.max() < 709.0):  # what is less, or more, is not normal
+        usual = (value > -746.0) & (value < 710.0)
+        v = np.where(usual, value, 0.0)
+    k = v * _INVERSE_LN2
+    np.rint(k, out=k)
+    lost = v - k * _LN2_HIGH
+    low = k * _LN2_LOW
+    r = lost - low
+    lost -= r
+    lost -= low
+    q = r * _EXP[0]
+    for coefficient in _EXP[1:-1]:
         q += coefficient
-    y = 1.0 + (r + (lost + r * r * q))
+        q *= r
+    q += _EXP[-1]
+    y = r * r
+    y *= q
+    y += lost
+    y += r
+    y += 1.0
     whole = k.astype(np.int64)
+    if usual is None:
+        y *= _power(whole)
+        return y
     first = whole >> 1  # two factors: one alone may be beyond what has a name
     with np.errstate(over="ignore", under="ignore"):
         y = (y * _power(first)) * _power(whole - first)
