@@ -55,7 +55,7 @@ class Packed:
         placed, begin = [], 0
         for (each, dtype), size in zip(shapes, sizes, strict=True):
             part = content[begin : begin + size]
-            placed.append(self._device.upload(part.view(dtype).reshape(each)))
+            placed.append(self._device.upload(part.view(dtype).reshape(each), stays=True))
             begin += size
         return tuple(placed)
 

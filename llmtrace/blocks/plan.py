@@ -84,7 +84,7 @@ class Plan:
         self._weights, self._choices = weights, choices
         self._strides = strides(self.blocks)
         placed = {
-            part: {name: device.zeros(*shape) for name, shape in shapes.items()}
+            part: {name: device.zeros(*shape, stays=True) for name, shape in shapes.items()}
             for part, shapes in arrays(
                 architecture, limits, self.keep, probes, device.threads, version
             ).items()

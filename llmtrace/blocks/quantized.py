@@ -74,7 +74,7 @@ def quantize(
     all but the last have a multiple of ``Device.panel`` rows.
     """
     width, g = shape[1], groups(shape[1])
-    placed = tuple(device.zeros(*each) for each in held(device, shape, bits))
+    placed = tuple(device.zeros(*each, stays=True) for each in held(device, shape, bits))
     begin = 0
     for stripe in stripes:
         rows, stored = len(stripe), device.upload(stripe)

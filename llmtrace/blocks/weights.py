@@ -143,10 +143,10 @@ class Weights:
         if width != padded(width):
             stacked = np.zeros((rows, padded(width)), arrays[0].dtype)
             np.concatenate(arrays, out=stacked[:, :width])
-            return self._device.upload(stacked)
+            return self._device.upload(stacked, stays=True)
         if len(arrays) == 1:
-            return self._device.upload(arrays[0])
-        placed = self._device.zeros((rows, width), arrays[0].dtype.str)
+            return self._device.upload(arrays[0], stays=True)
+        placed = self._device.zeros((rows, width), arrays[0].dtype.str, stays=True)
         begin = 0
         for array in arrays:
             self._device.write(placed[begin : begin + len(array)], array)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 import platform
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 
 ALONE = 24 << 20
 """Work, in bytes times rows, below which one thread does not wait for others."""
+PAGE = 2 << 20
+"""Bytes of a large page: what is read from end to end at every step shall need few of them."""
 POOL, SMALL = 16 << 20, 4 << 20
-"""Bytes that arrays of no more than ``SMALL`` share: memory of large pages costs less to touch."""
+"""Bytes that arrays of no more than ``SMALL`` share, so that they fill such pages."""
 
 
 class _Launch(ctypes.Structure):
@@ -73,25 +77,28 @@ class CpuDevice(Device):
         if getattr(self, "_owner", 0) == os.getpid():  # a forked child has none of the threads
             self.library.pool_close(self.pool)
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        import numpy as np
-
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        whole = -(-size // 64) * 64
-        if size > SMALL:
-            array = _aligned(shape, dtype)
-        else:
-            if whole > len(self._left):
-                self._left = _aligned((POOL,), "|u1")
-            array = self._left[:size].view(dtype).reshape(shape)
-            self._left = self._left[whole:]
+    def zeros(self, shape: tuple[int, ...], dtype: str, *, stays: bool = False) -> Array:
+        array = self._room(shape, dtype) if stays else _aligned(shape, dtype)
         array.fill(0)  # touched now: the first step shall not wait for pages
         return array
 
-    def upload(self, host: np.ndarray) -> Array:
-        array = _aligned(host.shape, host.dtype.str)
+    def upload(self, host: np.ndarray, *, stays: bool = False) -> Array:
+        array = (self._room if stays else _aligned)(host.shape, host.dtype.str)
         array[...] = host
         return array
+
+    def _room(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Memory in large pages: of its own, or of those that small arrays share."""
+        import numpy as np
+
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > SMALL:
+            return _aligned(shape, dtype, unit=PAGE)
+        whole = -(-size // 64) * 64
+        if whole > len(self._left):
+            self._left = _aligned((POOL,), "|u1", unit=PAGE)
+        array, self._left = self._left[:size], self._left[whole:]
+        return array.view(dtype).reshape(shape)
 
     def write(self, array: Array, host: np.ndarray) -> None:
         array[: len(host)] = host
@@ -148,16 +155,26 @@ class _CpuStep(Step):
         self._device.library.pool_run(self._device.pool, self._list, len(self._list), alone)
 
 
-def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def _aligned(shape: tuple[int, ...], dtype: str, *, unit: int = 64) -> np.ndarray:
     import numpy as np
 
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        raw = np.empty(size + 64, np.uint8)
-    except (MemoryError, ValueError):  # ValueError: beyond any address
+        raw = _pages(size) if unit == PAGE else np.empty(size + unit, np.uint8)
+    except (MemoryError, OSError, OverflowError, ValueError):  # the last two: beyond any address
         raise Trouble(f"no room for {size} bytes", "use a smaller model, or fewer tokens") from None
-    start = -raw.ctypes.data % 64
+    start = -raw.ctypes.data % unit
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _pages(size: int) -> np.ndarray:
+    """Room for so many bytes in large pages of their own, where the system has such pages."""
+    import numpy as np
+
+    held = mmap(-1, -(-size // PAGE) * PAGE + PAGE, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # it has not
+        held.madvise(MADV_HUGEPAGE)
+    return np.frombuffer(held, np.uint8)
 
 
 def _word(value: Any) -> int:

@@ -59,14 +59,14 @@ class CudaDevice(Device):
         self.cache, self.build = cache, re.sub(r"\W+", "-", f"{folder.name} {self._gpu_name()}")
         self._functions: dict[str, Any] = {}
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+    def zeros(self, shape: tuple[int, ...], dtype: str, *, stays: bool = False) -> Array:
         """Makes an array of zeros; CuPy's pool aligns it to 512 bytes."""
         with self._current():
             array = self._cupy.zeros(shape, dtype)
             self._stream.synchronize()
             return array
 
-    def upload(self, host: np.ndarray) -> Array:
+    def upload(self, host: np.ndarray, *, stays: bool = False) -> Array:
         """Copies to the GPU, rows closed up."""
         with self._current():
             array = self._cupy.empty(host.shape, host.dtype)

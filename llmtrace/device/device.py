@@ -67,12 +67,15 @@ class Device(ABC):
     """Says whether it has a unit that multiplies panels and tokens at once, and may use it."""
 
     @abstractmethod
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """Makes an array of zeros, aligned to 64 bytes."""
+    def zeros(self, shape: tuple[int, ...], dtype: str, *, stays: bool = False) -> Array:
+        """Makes an array of zeros, aligned to 64 bytes.
+
+        ``stays``: for as long as a plan or a model, and read at every step.
+        """
 
     @abstractmethod
-    def upload(self, host: np.ndarray) -> Array:
-        """Copies to the device."""
+    def upload(self, host: np.ndarray, *, stays: bool = False) -> Array:
+        """Copies to the device; ``stays`` as in ``zeros``."""
 
     @abstractmethod
     def write(self, array: Array, host: np.ndarray) -> None:
