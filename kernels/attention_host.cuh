@@ -121,6 +121,22 @@ template <int C, class E> HD void mix_all(Asking<C>* each, int n, Stored<E> cach
     }
 }
 
+// Asks for KEYS positions before anything waits for them, for trees and chains do not come to them in order: at four places by
+// turns, since a core that sees lines of a page asked for in order goes on by itself. Those of 8 bits fill one page, and their
+// keys are read in order.
+template <int C, class E> HD void ask_block(const E* keys, const E* values) {
+    constexpr int SIZE = KEYS * 32 * C * (int)sizeof(E), PART = IS_SCALED<E> ? SIZE : SIZE / 2;
+    const char *k = (const char*)keys, *v = (const char*)values;
+    for (int i = 0; i < PART; i += 64) {
+        if constexpr (PART < SIZE) {
+            PREFETCH(k + i);
+            PREFETCH(k + PART + i);
+            PREFETCH(v + PART + i);
+        }
+        PREFETCH(v + i);
+    }
+}
+
 // All who ask, over the cache of their sequence: those who see more come later.
 template <int C, class E> ONCE void attend(Asking<C>* each, int n, bool is_probed, Stored<E> cache, int G, int D, float scale) {
     alignas(64) float near[IS_SCALED<E> ? 32 * C * KEYS : 1];
@@ -134,8 +150,7 @@ template <int C, class E> ONCE void attend(Asking<C>* each, int n, bool is_probe
         for (; each->visible <= begin; n--) each++;  // has seen all
         for (int k = 0; k < n; k++) each[k].count = each[k].visible - begin < most ? each[k].visible - begin : most;
         for (int j = 0; j < most; j += KEYS) {
-            const char* values = (const char*)(cache.values + (i64)j * 32 * C);  // wanted soon, by chains: ask in their order
-            for (int i = 0; i < KEYS * 32 * C * (int)sizeof(E); i += 64) PREFETCH(values + i);
+            ask_block<C>(cache.keys + j * D, cache.values + (i64)j * 32 * C);
             const float *keys, *key_scale = nullptr;
             if constexpr (IS_SCALED<E>) {
                 for (int d = 0; d < D; d++) widen_row(near + d * KEYS, cache.keys + j * D + d * KEYS);

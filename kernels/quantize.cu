@@ -37,7 +37,7 @@ template <class Q> HD float quantize_group(Q* q, i16* sums, const float* x, int 
     for (int half = 0; half < 2; half++, q += 32, x += 32, n -= 32) {
         i32 total = 0;
         if (!divides(scale)) FOR_LANES(i, 32) q[i] = 0;
-        else if (n >= 32) FOR_LANES(i, 32) { i32 v = level(x[i], scale, -127.0f, 127.0f); q[i] = (Q)v, total += v; }
+        else if (n >= 32) total = levels(q, x, scale);
         else FOR_LANES(i, 32) { i32 v = i < n ? level(x[i], scale, -127.0f, 127.0f) : 0; q[i] = (Q)v, total += v; }
         total = (i32)all_sum((u64)(i64)total);
         if (LEADER) sums[half] = (i16)total;

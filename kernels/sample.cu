@@ -25,18 +25,26 @@ HD u32 weigh(float x) {
 }
 HD u64 rank_key(float logit, int id) { return (u64)ordered(logit) << 32 | (0xffffffffu - (u32)id); }
 
-// The largest threshold whose candidates {key >= threshold} weigh at least `need`; mass(key, v) weighs one.
-template <class F> HD u64 threshold(const float* logits, int V, u64 floor, u64 need, F mass) {
+// The largest threshold whose candidates {key >= threshold} weigh at least `need`; weight(v) is that of one.
+template <class F> HD u64 threshold(const float* logits, int V, u64 floor, u64 need, F weight) {
     u64 found = 0;
     for (int bit = 63; bit >= 0; bit--) {
         u64 trial = found | 1ull << bit, total = 0;
         FOR_LANES(v, V) {
             u64 key = rank_key(logits[v], v);
-            total += key >= trial && key >= floor ? mass(v) : 0;
+            total += key >= trial && key >= floor ? weight(v) : 0;
         }
         if (all_sum(total) >= need) found = trial;
     }
     return found > floor ? found : floor;
+}
+
+// What the candidates of `count` ids weigh; all are candidates where the floor is 0.
+HD u64 mass(const float* logits, const u32* u, int begin, int count, u64 floor) {
+    u64 total = 0;
+    if (!floor) FOR_LANES(i, count) total += u[begin + i];
+    else FOR_LANES(i, count) total += rank_key(logits[begin + i], begin + i) >= floor ? u[begin + i] : 0;
+    return all_sum(total);
 }
 
 KERNEL(sample, i32* token, float* logprob, u32* weight, const float* logits, const float* temperature, const i32* top_k,
@@ -47,28 +55,25 @@ KERNEL(sample, i32* token, float* logprob, u32* weight, const float* logits, con
         FOR_LANES(v, V) { u64 key = rank_key(x[v], v); best = key > best ? key : best; }
         best = all_max(best);
         float max = unordered((u32)(best >> 32));
-        u64 unit = 0;
-        FOR_LANES(v, V) unit += weigh(x[v] - max);
-        unit = all_sum(unit);
+        u32* u = weight + t * V;
+        FOR_LANES(v, V) u[v] = weigh(x[v] - max);
+        SYNC_LANES();
+        u64 unit = mass(x, u, 0, V, 0);
+        SYNC_LANES();
         int chosen = (int)(0xffffffffu - (u32)best);
         if (temperature[t] != 0.0f) {
-            u32* u = weight + t * V;
             float heat = temperature[t];
             FOR_LANES(v, V) u[v] = weigh((x[v] - max) / heat);
             SYNC_LANES();
             u64 floor = 0;
             if (top_k[t] > 0 && top_k[t] < V) floor = threshold(x, V, 0, (u64)top_k[t], [](int) { return (u64)1; });
-            u64 total = 0;
-            FOR_LANES(v, V) total += rank_key(x[v], v) >= floor ? u[v] : 0;
-            total = all_sum(total);
+            u64 total = mass(x, u, 0, V, floor);
             if (top_p[t] < 1ull << 32) {
                 u64 high = mul_high(top_p[t], total), low = top_p[t] * total;
                 u64 need = (high << 32 | low >> 32) + ((low & 0xffffffffu) != 0);
                 if (need == 0) floor = best;
                 else floor = threshold(x, V, floor, need, [u](int v) { return (u64)u[v]; });
-                total = 0;
-                FOR_LANES(v, V) total += rank_key(x[v], v) >= floor ? u[v] : 0;
-                total = all_sum(total);
+                total = mass(x, u, 0, V, floor);
             }
             u64 target = mul_high(random_word(seed[t], (u32)position[row[t]]), total), below = 0;
             int span = 1;
@@ -77,12 +82,7 @@ KERNEL(sample, i32* token, float* logprob, u32* weight, const float* logits, con
             for (; span > 0; span /= 2) {
                 int end = chosen + span;
                 if (end > V) continue;
-                u64 part = 0;
-                FOR_LANES(i, span) {
-                    int v = chosen + i;
-                    part += rank_key(x[v], v) >= floor ? u[v] : 0;
-                }
-                part = all_sum(part);
+                u64 part = mass(x, u, chosen, span, floor);
                 if (below + part <= target) { below += part; chosen = end; }
             }
         }

@@ -18,14 +18,18 @@ KERNEL(token, u32* record, const float* logits, const i32* token, const float* l
     FOR_ITEMS(t, *T) {
         const float* x = logits + t * ld;
         int chosen = token[t];
-        u32 first = ordered(x[chosen]), rest = 0;
-        u64 above = 0;
-        FOR_LANES(v, V) {
+        u32 first = ordered(x[chosen]), rest = 0, before = 0;
+        FOR_LANES(v, chosen) {
             u32 u = ordered(x[v]);
-            above += u > first || (u == first && v < chosen);
-            rest = v != chosen && u > rest ? u : rest;
+            before += u >= first;
+            rest = u > rest ? u : rest;
         }
-        above = all_sum(above);
+        FOR_LANES(i, V - chosen - 1) {
+            u32 u = ordered(x[chosen + 1 + i]);
+            before += u > first;
+            rest = u > rest ? u : rest;
+        }
+        u64 above = all_sum(before);
         rest = all_max(rest);
         float max = unordered(first > rest ? first : rest), S = 0.0f, U = 0.0f;
         for (int tile = 0; tile < V; tile += 1024) {

@@ -7,6 +7,7 @@ import pytest
 
 from kernel_cases import cases
 from llmtrace.blocks.quantized import GROUP, nbytes
+from llmtrace.device.device import Launch
 from llmtrace.introspect.invariants import levels
 from running import device
 
@@ -34,6 +35,29 @@ def test_activations_are_what_the_contract_says() -> None:
         assert (got["q"][count:] == 77).all()
         seen += 1
     assert seen == 4
+
+
+@pytest.mark.parametrize("power", [-130, -100, -30, 0, 60, 99, 118])
+def test_a_value_between_two_levels_goes_where_its_quotient_does(power: int) -> None:
+    rng, on, rows = np.random.default_rng(power + 200), device(), 2_000
+    most = np.ldexp(rng.uniform(1, 2, (rows, 1)), power).astype(np.float32)
+    scale = most / np.float32(127)
+    middle = ((rng.integers(-127, 127, (rows, 63)) + 0.5) * scale).astype(np.float32)
+    x = np.concatenate(
+        [most, (middle.view(np.int32) + rng.integers(-2, 3, middle.shape, "i4")).view("f4")], 1
+    )
+    x = np.where(np.abs(x) <= most, x, most)
+    told = levels.rows(x)
+    q, xs, sums = (
+        on.zeros(shape, kind)
+        for shape, kind in (((rows, 64), "|i1"), ((rows, 1), "<f4"), ((rows, 2), "<i2"))
+    )
+    args = (q, xs, sums, on.upload(x), on.upload(np.array([rows], np.int32)), 64, 64)
+    on.capture([Launch("quantize", args, rows)]).run(0)
+    assert (q == told.q.reshape(rows, 64)).all()
+    assert (sums == told.q.reshape(rows, 2, 32).sum(axis=2)).all()
+    if abs(power) < 100:  # by the reciprocal of the scale some would end elsewhere
+        assert (np.rint(x * (np.float32(1) / scale)) != told.q.reshape(rows, 64)).sum() > 100
 
 
 @pytest.mark.parametrize("bits", [8, 4])
