@@ -210,20 +210,28 @@ class Plan:
         token, logprob = self._inputs["drawn.token"], self._inputs["drawn.logprob"]
         return self.device.download(token[:picks]), self.device.download(logprob[:picks])
 
-    def cached(self, layer: int, tile0: int, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Reads the KV cache of a sequence: keys, values (positions, G, D) f32 of a layer."""
+    def cached(
+        self, layer: int, tile0: int, positions: int, groups: list[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Reads the KV cache of a sequence: keys, values (positions, G, D) f32 of a layer.
+
+        ``groups``: of these alone, in their order.
+        """
         tiles = slice(tile0, tile0 + -(-positions // TILE))
-        keys = self.device.download(self._cache["keys"][layer][tiles])
-        _, groups, _, size, _ = keys.shape  # (tiles, G, TILE / KEYS, D, KEYS)
-        keys = keys.transpose(0, 1, 2, 4, 3).reshape(-1, groups, TILE, size)
-        values = self.device.download(self._cache["values"][layer][tiles])
+
+        def read(kind: str) -> np.ndarray:
+            held = self._cache[kind][layer][tiles]
+            return self.device.download(held if groups is None else held[:, groups])
+
+        keys, values = read("keys"), read("values")
+        count, size = keys.shape[1], keys.shape[3]  # (tiles, G, TILE / KEYS, D, KEYS)
+        keys = keys.transpose(0, 1, 2, 4, 3).reshape(-1, count, TILE, size)
         if self.version.cache_bits == 8:
-            scales = (self.device.download(self._cache[name][layer][tiles]) for name in SCALES)
-            by_key, by_value = scales
+            by_key, by_value = map(read, SCALES)
             keys = keys.astype("f4") * by_key[..., None]
             values = values.astype("f4") * by_value[..., None]
         flat, rows = (
-            held[..., :size].transpose(0, 2, 1, 3).reshape(-1, groups, size)[:positions]
+            held[..., :size].transpose(0, 2, 1, 3).reshape(-1, count, size)[:positions]
             for held in (keys, values)
         )
         return flat.copy(), rows.copy()

@@ -65,12 +65,16 @@ class Weights:
         pairs = zip(parts, of_part.tolist(), strict=True)
         tensors = [of_layer[part] for of_layer, row in pairs for part in row]
         numbers, width = (index - begins[of_part]).reshape(-1), parts[0][0].shape[1]
-        chosen = np.zeros((index.size, padded(width)), "<f4" if kind == "f32" else "<u2")
-        for dtype in {tensor.dtype for tensor in tensors}:
+        chosen = np.empty((index.size, padded(width)), "<f4" if kind == "f32" else "<u2")
+        rows, chosen[:, width:] = chosen[:, :width], 0
+        dtypes = {tensor.dtype for each in parts for tensor in each}
+        if len(dtypes) == 1:
+            read_rows(tensors, numbers.tolist(), rows)
+        for dtype in dtypes if len(dtypes) > 1 else ():
             here = [n for n, tensor in enumerate(tensors) if tensor.dtype == dtype]
             stored = np.empty((len(here), width), "<f4" if dtype == "F32" else "<u2")
             read_rows([tensors[n] for n in here], numbers[here].tolist(), stored)
-            chosen[here, :width] = widened(stored, dtype) if kind == "f32" else stored
+            rows[here] = widened(stored, dtype)
         placed = self._device.upload(chosen.reshape(*index.shape, -1))
         return [placed[n] for n in range(len(matrices))]
 

@@ -6,12 +6,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
     from llmtrace.model.architecture import Architecture
     from llmtrace.probes.records import Seen
+
+
+class Cached(Protocol):
+    """Reads the KV cache of a run."""
+
+    def __call__(
+        self, layer: int, groups: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Gives keys, values (T, G, D) f32 of a layer, or of these of its G groups alone."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,7 @@ class Inside:
     """(N, P, 32) u32: probe records, as ``kernels/probe.cu`` lays them out, in the plan's order."""
     picked: np.ndarray
     """(M, Q, 32) u32: those of the points that exist where logits do."""
-    cache: Callable[[int], tuple[np.ndarray, np.ndarray]]
-    """Gives of a layer what stands in the KV cache: keys, values (T, G, D) f32."""
+    cache: Cached
 
     def at(self, positions: Iterable[int]) -> Inside:
         """The same inside at some of its positions."""

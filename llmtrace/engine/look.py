@@ -13,11 +13,10 @@ from llmtrace.engine.inside import Inside
 from llmtrace.engine.request import finish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy as np
+    from collections.abc import Iterator
 
     from llmtrace.blocks.plan import Plan
+    from llmtrace.engine.inside import Cached
     from llmtrace.engine.sequence import Sequence
 
 
@@ -68,5 +67,5 @@ def _insides(
         )
 
 
-def _cache(plan: Plan, sequence: Sequence) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    return lambda layer: plan.cached(layer, sequence.tile0, sequence.fed)
+def _cache(plan: Plan, sequence: Sequence) -> Cached:
+    return lambda layer, groups=None: plan.cached(layer, sequence.tile0, sequence.fed, groups)

@@ -82,9 +82,12 @@ def checked(requests: Iterable[Request], architecture: Architecture) -> Iterator
         yield request.positions
 
 
-def finish(output: list[int], request: Request) -> tuple[list[int], str]:
-    """Cuts the output where the run ends, and says why: ``stop``, ``length`` or "" (no end)."""
-    for count, token in enumerate(output, 1):
+def finish(output: list[int], request: Request, known: int = 0) -> tuple[list[int], str]:
+    """Cuts the output where the run ends, and says why: ``stop``, ``length`` or "" (no end).
+
+    ``known``: so many tokens at its begin are known not to end it.
+    """
+    for count, token in enumerate(output[known:], known + 1):
         if token in request.stops:
             return output[:count], "stop"
         if count == request.max_tokens:

@@ -137,7 +137,7 @@ class Sequence:
         self.rest = min(2**self.misses, REST) - 1
         self.reach = min(2 * self.reach, REACH) if held == len(self.guesses) else max(held + 1, 2)
         before = len(self.drawn)
-        return finish([*self.drawn, *drawn[: held + 1]], self.request)[0][before:]
+        return finish([*self.drawn, *drawn[: held + 1]], self.request, before)[0][before:]
 
     def picks(self, count: int) -> int:
         """How many of the next ``count`` tokens ask for logits: those from the prompt's last on."""
@@ -145,11 +145,12 @@ class Sequence:
 
     def draw(self, tokens: list[int]) -> bool:
         """Takes what the sampler chose; says whether the run is at its end."""
+        known = len(self.drawn)
         self.drawn += tokens
         if self.request.forced is not None:
             return len(self.drawn) == len(self.request.forced)
         self.known += tokens
-        return bool(tokens) and finish(self.drawn, self.request)[1] != ""
+        return bool(tokens) and finish(self.drawn, self.request, known)[1] != ""
 
     def trace(self, plan: Plan) -> Trace:
         """Joins the pieces."""

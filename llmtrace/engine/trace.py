@@ -258,6 +258,7 @@ def _collect(
     # no step runs before each sequence has taken its own
     results = {name: plan.device.peek(array[:rows]) for name, array in plan.results.items()}
     kept = {name: plan.device.download(array[:rows]) for name, array in plan.kept.items()}
+    is_sound = not results["flaws"].any()
     picked = {p.name for p in plan.points[inner:]}
     tokens, logprobs = plan.tokens(wanted)
     row = pick = 0
@@ -269,7 +270,9 @@ def _collect(
         here, there = slice(row, row + count), slice(pick, pick + picks)
         row, pick = row + fed, pick + asked
         flaws, digests, pieces = results["flaws"], results["digests"], sequence.pieces
-        flaw = _first(flaws[here, :inner], flaws[there, inner:], count - picks)
+        flaw = None
+        if not is_sound:
+            flaw = _first(flaws[here, :inner], flaws[there, inner:], count - picks)
         if flaw:
             yield sequence, [], logprobs[:0], flaw
             continue
@@ -309,13 +312,11 @@ def _seen(
 
 def _first(fed: np.ndarray, picked: np.ndarray, first_pick: int) -> tuple[int, int] | None:
     """Gives row and point of the first value that is not finite."""
-    if not (fed.any() or picked.any()):
-        return None
     import numpy as np
 
     found = [(int(t), int(p)) for t, p in np.argwhere(fed)]
     found += [(int(t) + first_pick, int(p) + fed.shape[1]) for t, p in np.argwhere(picked)]
-    return min(found)
+    return min(found, default=None)
 
 
 def _not_finite(plan: Plan, index: int, position: int, point: int) -> NotFinite:

@@ -45,7 +45,7 @@ def fitness(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Gives F of each row: got (..., n), expected (..., n) f64. A zero row is right or not."""
     import numpy as np
 
-    off = got.astype(np.float64) - expected
+    off = got - expected
     error, size = exact.total(off * off), exact.total(expected * expected)
     usable = (error > 0) & (size > 0)
     bits = exact.log2(np.where(usable, error, 1.0) / np.where(usable, size, 1.0)) / -2.0
@@ -161,8 +161,9 @@ class Local:
         size, share, scale = a.head_size, a.head_count // a.kv_head_count, a.attention_scale()
         parts: dict[str, list[np.ndarray]] = {"keys": [], "values": [], "q": [], "z": []}
         for layer, heads in enumerate(self.heads):
-            for name, cached in zip(("keys", "values"), inside.cache(layer), strict=True):
-                parts[name].append(cached[:, heads // share])
+            held = inside.cache(layer, (heads // share).tolist())
+            parts["keys"].append(held[0])
+            parts["values"].append(held[1])
             for name, point in (("q", "hook_rot_q"), ("z", "hook_z")):
                 rows = inside.rows[f"blocks.{layer}.attn.{point}"]
                 parts[name].append(rows.reshape(len(rows), -1, size)[:, heads])
@@ -181,12 +182,12 @@ class Local:
             for block, chosen in zip(self._shape.linear[kind], rows, strict=True):
                 made = np.concatenate([inside.rows[name] for name in _outputs(block)], axis=-1)
                 got.append(made[:, chosen])
-        found, at = {}, 0
         expected = wide.linear(self._model, asked)
-        for kind, y64 in zip(self.sampled, expected, strict=True):
-            found[kind] = fitness(np.stack(got[at : at + len(y64)]), y64)
-            at += len(y64)
-        return found
+        wanted = [y64.reshape(-1, OUTPUTS) for y64 in expected]
+        found = fitness(np.concatenate(got), np.concatenate(wanted))  # one pass over all
+        parts = np.split(found, np.cumsum([len(rows) for rows in wanted])[:-1])
+        shaped = (f.reshape(y64.shape[:2]) for f, y64 in zip(parts, expected, strict=True))
+        return dict(zip(self.sampled, shaped, strict=True))
 
     def _input(self, inside: Inside, kind: str) -> np.ndarray:
         """The rows that linear blocks were fed, to the bit: a norm's product with its gain."""
@@ -212,12 +213,11 @@ class Local:
 
         begin = np.array([width * s // count for s in range(count + 1)], np.int64)
         column = np.array([self._shape.column[point] for point in points], np.uint64)
-        drawn: list[np.ndarray] = []
-        for call in range(-(-count // 4)):
-            # the last word keeps these draws apart from the probes' own
-            counter = (np.full_like(column, call), column, np.uint64(0), np.uint64(2))
-            drawn += philox(counter, self._seed)
-        words = np.stack(drawn[:count], axis=1) * np.diff(begin).astype(np.uint64)
+        call, column = np.meshgrid(np.arange(-(-count // 4), dtype=np.uint64), column)
+        # the last word keeps these draws apart from the probes' own
+        four = philox((call, column, np.uint64(0), np.uint64(2)), self._seed)
+        drawn = np.stack(four, axis=-1).reshape(len(points), -1)[:, :count]
+        words = drawn * np.diff(begin).astype(np.uint64)
         return begin[:-1] + (words >> np.uint64(32)).astype(np.int64)
 
 

@@ -68,7 +68,7 @@ def look(
         np.concatenate([np.zeros((0, TOKEN_WORDS), np.uint32), *keeper.drawn]),
         np.concatenate(keeper.points),
         np.concatenate(keeper.picked),
-        lambda layer: plan.cached(layer, 0, total),
+        lambda layer, groups=None: plan.cached(layer, 0, total, groups),
     )
 
 

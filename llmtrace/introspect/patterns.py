@@ -27,7 +27,7 @@ def patterns(inside: Inside, heads: list[dict[str, Any]]) -> list[dict[str, Any]
         layer, number = head["layer"], head["head"]
         rotated = inside.rows[f"blocks.{layer}.attn.hook_rot_q"][last].astype(np.float64)
         query = rotated.reshape(len(last), a.head_count, a.head_size)[:, number]
-        keys = inside.cache(layer)[0][:, number // share].astype(np.float64)  # (T, D)
+        keys = inside.cache(layer, [number // share])[0][:, 0].astype(np.float64)  # (T, D)
         scores = query @ keys.T * float(a.attention_scale())
         rows = []
         for row, position in zip(scores, inside.positions[last], strict=True):

@@ -94,7 +94,7 @@ def read_rows(tensors: Sequence[Tensor], index: Sequence[int], rows: np.ndarray)
                     file = stack.enter_context(tensor.file.open("rb", buffering=0))
                     files[tensor.file] = file.fileno()
                 place = tensor.offset + number * row.nbytes
-                is_whole = os.preadv(files[tensor.file], [row.data], place) == row.nbytes
+                is_whole = os.preadv(files[tensor.file], [row], place) == row.nbytes
                 why = "" if is_whole else "it is shorter now"
             except OSError as error:
                 why = str(error)

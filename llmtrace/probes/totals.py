@@ -224,7 +224,7 @@ class Totals:
         begin = 0
         while begin < n:
             end = min(n, begin + STRETCH - len(self._waiting))
-            part = _part(seen, begin, end)
+            part = _part(seen, begin, end) if end - begin < n else seen
             whole = part if end - begin == STRETCH else self._waiting.add(part)
             if whole is not None:
                 self._pass(whole)
