@@ -3,7 +3,7 @@
 //   logits       (T,V) f32, row stride ld
 //   temperature  (T,) f32, 0: argmax;  top_k (T,) i32, 0: all;  top_p (T,) u64 in 2^-32, 2^32: all;  seed (T,) u64
 //   row, position   the draw of logits row t is at position[row[t]], the position of the token that was fed
-//   weight       (T,V) u32 scratch
+//   weight       (T,V) u32 scratch; of a core (threads,V)
 //   token        (T,) i32;  logprob (T,) f32
 //
 //   u[v] = rint(exp((logits[v] - max) / temperature) * 2^31)
@@ -55,7 +55,11 @@ KERNEL(sample, i32* token, float* logprob, u32* weight, const float* logits, con
         FOR_LANES(v, V) { u64 key = rank_key(x[v], v); best = key > best ? key : best; }
         best = all_max(best);
         float max = unordered((u32)(best >> 32));
+#ifdef ON_CUDA
         u32* u = weight + t * V;
+#else
+        u32* u = weight + (i64)share.thread * V;
+#endif
         FOR_LANES(v, V) u[v] = weigh(x[v] - max);
         SYNC_LANES();
         u64 unit = mass(x, u, 0, V, 0);

@@ -23,7 +23,7 @@ def draw(
     """Runs the kernel on rows of logits (T, V) f32: tokens (T,) and logprobs (T,)."""
     on, (rows, width) = device(), logits.shape
     token, logprob = on.zeros((rows,), "<i4"), on.zeros((rows,), "<f4")
-    weight = on.zeros((rows, width), "<u4")
+    weight = on.zeros((max(rows, on.threads), width), "<u4")
     arrays = [
         np.array(values, kind)
         for values, kind in ((heat, "<f4"), (top_k, "<i4"), (top_p, "<u8"), (seed, "<u8"))

@@ -88,7 +88,7 @@ def arrays(
             quantized.room(rows, widest) if version.weight_bits else room(rows, widest, threads)
         )
         | parts(a.head_count, chunks(a.head_size), limits.tiles, threads),
-        "inputs": _inputs(a, limits),
+        "inputs": _inputs(a, limits, threads),
         "cache": _cache(shape, a.head_size, version.cache_bits),
         "results": {
             "digests": ((rows, len(points), 8), "<u4"),
@@ -137,14 +137,14 @@ def _cache(shape: tuple[int, ...], size: int, bits: int) -> Shapes:
     }
 
 
-def _inputs(a: Architecture, limits: Limits) -> Shapes:
+def _inputs(a: Architecture, limits: Limits, threads: int) -> Shapes:
     made: Shapes = dict.fromkeys(("token", "position", "tile0", "table"), ((limits.rows,), "<i4"))
     made["probe_seed"] = (limits.rows,), "<u8"
     kinds = {"pick": "<i4", "temperature": "<f4", "top_k": "<i4", "top_p": "<u8", "seed": "<u8"}
     made |= {name: ((limits.picks,), kind) for name, kind in kinds.items()}
     made["drawn.token"] = (limits.picks,), "<i4"
     made["drawn.logprob"] = (limits.picks,), "<f4"
-    made["drawn.weight"] = (limits.picks, a.vocab_size), "<u4"
+    made["drawn.weight"] = (threads or limits.picks, a.vocab_size), "<u4"
     made["frequency"] = (limits.tables, a.head_size // 2), "<f4"
     made["factor"] = (limits.tables,), "<f4"
     made["count"] = (2,), "<i4"

@@ -78,8 +78,10 @@ class CpuDevice(Device):
             self.library.pool_close(self.pool)
 
     def zeros(self, shape: tuple[int, ...], dtype: str, *, stays: bool = False) -> Array:
-        array = self._room(shape, dtype) if stays else _aligned(shape, dtype)
-        array.fill(0)  # touched now: the first step shall not wait for pages
+        if stays:
+            return self._room(shape, dtype)  # new pages are zero, and none is had before it is used
+        array = _aligned(shape, dtype)
+        array.fill(0)
         return array
 
     def upload(self, host: np.ndarray, *, stays: bool = False) -> Array:

@@ -70,7 +70,8 @@ class Device(ABC):
     def zeros(self, shape: tuple[int, ...], dtype: str, *, stays: bool = False) -> Array:
         """Makes an array of zeros, aligned to 64 bytes.
 
-        ``stays``: for as long as a plan or a model, and read at every step.
+        ``stays``: for as long as a plan or a model, and read at every step. What of it is never
+        used may take no memory.
         """
 
     @abstractmethod
