@@ -9,7 +9,7 @@ HD i32 level(float x, float scale, float low, float high) {
     r = r < low ? low : r;
     return (i32)to_even(r);
 }
-// A lane's part of 32 values and the sum of that part; no |x| is more than 127 times the scale.
+// A lane's part of 32 values and the sum of that part; no |x| is more than 127 times the scale, but for a rounding.
 template <class Q> HD i32 levels(Q* q, const float* x, float scale) {
     i32 total = 0;
 #ifndef ON_CUDA

@@ -320,7 +320,7 @@ def test_memory_is_at_least_what_is_taken(tiny: Model) -> None:
     share = Attributor(tiny)(inside).share
     picks = inside.positions[inside.first_pick :]
     while len(tiny.device._left) < POOL - SMALL:  # what small arrays share shall not end just then
-        tiny.device.zeros((SMALL,), "|u1")
+        tiny.device.zeros((SMALL,), "|u1", stays=True)
     tracemalloc.start()
     propagate(tiny, inside, asked.run_limit)
     ablate(tiny, inside.tokens, picks, share, run_limit=asked.run_limit, seed=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +13,11 @@ from blake3 import blake3
 
 from checkpoints import make, reference_logits
 from llmtrace.device.compile import kernels_folder
-from llmtrace.device.cpu import CpuDevice
+from llmtrace.device.cpu import PAGE, CpuDevice
 from llmtrace.engine.request import Request, Sampling
 from llmtrace.engine.sequence import Trace
 from llmtrace.errors import Misuse, Trouble
 from running import CACHE, device, load, run
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SHAPES = {
     "plain": {},
@@ -323,3 +320,23 @@ def test_a_forked_child_leaves_the_threads_alone() -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     used.capture([]).run(0)
+
+
+def test_what_stays_has_large_pages_and_takes_memory_when_it_is_used() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    on, rng = CpuDevice(kernels_folder(), CACHE, threads=1), np.random.default_rng(0)
+    before = resident()
+    large = on.zeros((64 << 20,), "<f4", stays=True)
+    assert large.ctypes.data % PAGE == 0
+    assert resident() - before < large.nbytes // 8
+    small = [on.zeros((n,), "<f4", stays=True) for n in (1, 1000, 1 << 20, 3)]
+    host = rng.integers(-9, 9, (300, 7), "|i1")
+    copied = [on.upload(host, stays=True), on.upload(host)]
+    assert all(array.ctypes.data % 64 == 0 and not array.any() for array in small)
+    for number, array in enumerate(small, 1):
+        array[:] = number
+    assert [set(array.tolist()) for array in small] == [{1.0}, {2.0}, {3.0}, {4.0}]
+    assert all((array == host).all() for array in copied)
+    assert not large[:: 1 << 10].any()

@@ -255,7 +255,7 @@ def test_the_memory_of_a_plan_is_known_before_it_is_made(
     taken = []
     zeros = CpuDevice.zeros
     monkeypatch.setattr(
-        CpuDevice, "zeros", lambda s, *a: taken.append(made := zeros(s, *a)) or made
+        CpuDevice, "zeros", lambda s, *a, **k: taken.append(made := zeros(s, *a, **k)) or made
     )
     keep = ("blocks.1.hook_mlp_out", "unembed.hook_out")
     request = Request((1, 2, 3) * 100, 30, forced=(1,) * 30)

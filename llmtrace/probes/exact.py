@@ -182,7 +182,7 @@ def _exp(value: Floats) -> Floats:
     import numpy as np
 
     usual, v = None, value
-    if not (value.min() > -708.0 and value.max() < 709.0):  # what is less, or more, is not normal
+    if not (value.min() > -708.0 and value.max() < 709.0):  # else some are subnormal, or inf
         usual = (value > -746.0) & (value < 710.0)
         v = np.where(usual, value, 0.0)
     k = v * _INVERSE_LN2
@@ -203,7 +203,7 @@ def _exp(value: Floats) -> Floats:
     y += r
     y += 1.0
     whole = k.astype(np.int64)
-    if usual is None:
+    if usual is None:  # a normal result is y times a power of two, exactly
         y *= _power(whole)
         return y
     first = whole >> 1  # two factors: one alone may be beyond what has a name
@@ -214,7 +214,7 @@ def _exp(value: Floats) -> Floats:
 
 
 def _power(k: npt.NDArray[np.int64]) -> Floats:
-    """2^k for |k| < 1023."""
+    """2^k for -1023 < k < 1024."""
     import numpy as np
 
     return ((k + 1023) << 52).view(np.float64)
